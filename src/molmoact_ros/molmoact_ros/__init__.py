@@ -1,0 +1,1 @@
+"""What every node of the stack shares: one lifecycle, typed parameters, images, quality of service, diagnostics."""
