@@ -1,0 +1,1 @@
+"""Bringing a system up: its graph, the two ways to start it, and the demo that runs episodes through it."""

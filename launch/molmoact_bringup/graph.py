@@ -1,0 +1,174 @@
+"""Which nodes make a system. The launch files and :mod:`molmoact_bringup.local` both start what is said here, and only here.
+
+Only what differs between two deployments of the same system is an argument (which robot, which checkpoint, which cameras);
+every other setting is in the parameter files of ``config/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from molmoact_bringup.errors import ConfigurationError
+
+ParameterValue = bool | int | float | str | list[str]
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One process with one node, in the terms of ``ros2 run``."""
+
+    package: str
+    executable: str
+    name: str
+    namespace: str = "/"
+    parameter_files: tuple[Path, ...] = ()  # later files win
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)  # win over every file
+    remappings: tuple[tuple[str, str], ...] = ()
+    lifecycle: bool = True
+
+    @property
+    def full_name(self) -> str:
+        """Name in the ROS graph, with its namespace."""
+        return f"{self.namespace.rstrip('/')}/{self.name}"
+
+
+def _argument(default: str, description: str, choices: tuple[str, ...] = ()):
+    return field(default=default, metadata={"description": description, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The launch arguments. All are text, as a command line gives them.
+
+    Raises:
+        ConfigurationError: a value is not one of its choices, or the real robot has no camera serial numbers.
+    """
+
+    robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
+    checkpoint: str = _argument("nano", "'nano' or a directory with a checkpoint")
+    instruction: str = _argument("", "what to do, in words; empty: wait for set_task or run_task")
+    front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
+    wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")
+    use_sim_time: str = _argument("false", "robot:=sim only: run on the simulator's clock", ("false", "true"))
+
+    def __post_init__(self) -> None:
+        for argument in fields(self):
+            choices = argument.metadata["choices"]
+            value = getattr(self, argument.name)
+            if choices and value not in choices:
+                raise ConfigurationError(f"argument '{argument.name}': {value!r} is not one of {', '.join(choices)}")
+        if self.robot == "fr3":
+            for name in ("front_serial", "wrist_serial"):
+                if not getattr(self, name):
+                    raise ConfigurationError(f"argument '{name}': needed for robot:=fr3 (rs-enumerate-devices lists them)")
+            if self.use_sim_time == "true":
+                raise ConfigurationError("argument 'use_sim_time': a real robot runs on the wall clock")
+
+    @classmethod
+    def from_arguments(cls, arguments: Iterable[str]) -> Deployment:
+        """From ``name:=value`` strings.
+
+        Raises:
+            ConfigurationError: an argument has another form, an unknown name or a value that is not allowed.
+        """
+        known = [argument.name for argument in fields(cls)]
+        values: dict[str, str] = {}
+        for text in arguments:
+            name, separator, value = text.partition(":=")
+            if not separator:
+                raise ConfigurationError(f"argument {text!r}: expected name:=value, with a name of {', '.join(known)}")
+            if name not in known:
+                raise ConfigurationError(f"argument '{name}': unknown, expected one of {', '.join(known)}")
+            values[name] = value
+        return cls(**values)
+
+
+def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
+    """The nodes of one arm with a front and a wrist camera.
+
+    The real arm's own driver and Cartesian controller (``robot:=fr3``) belong to the laboratory: they run already, from its own
+    launch file, and offer the topics that the bridge's parameters name.
+
+    Args:
+        deployment: The launch arguments.
+        config: Folder with the parameter files, ``share/molmoact_bringup/config`` once installed.
+
+    Raises:
+        ConfigurationError: a parameter file is missing.
+    """
+    robot = _parameter_file(config, f"robots/{deployment.robot}.yaml")
+    policy = NodeSpec(
+        package="molmoact_policy",
+        executable="policy",
+        name="policy",
+        parameter_files=(_parameter_file(config, "policy.yaml"), robot),
+        parameters=_without_empty(
+            {
+                "checkpoint": _absolute_if_directory(deployment.checkpoint),
+                "instruction": deployment.instruction,
+                "embodiments": str(_parameter_file(config, "embodiments.yaml")),
+            }
+        ),
+    )
+    bridge = NodeSpec(
+        package="franka_bridge",
+        executable="franka_bridge",
+        name="franka_bridge",
+        parameter_files=(_parameter_file(config, "bridge.yaml"), robot),
+    )
+    if deployment.robot == "fr3":
+        cameras = _parameter_file(config, "cameras.yaml")
+        return (
+            _realsense("front", deployment.front_serial, cameras),
+            _realsense("wrist", deployment.wrist_serial, cameras),
+            bridge,
+            policy,
+        )
+    simulator = NodeSpec(
+        package="franka_sim",
+        executable="franka_sim",
+        name="franka_sim",
+        parameter_files=(_parameter_file(config, "sim.yaml"), robot),
+        parameters={"scene": str(_parameter_file(config, "scenes/tabletop.yaml"))},
+    )
+    if deployment.use_sim_time == "true":
+        simulator = _with_parameters(simulator, publish_clock=True)
+        bridge = _with_parameters(bridge, use_sim_time=True)
+        policy = _with_parameters(policy, use_sim_time=True)
+    return simulator, bridge, policy
+
+
+def _realsense(camera: str, serial: str, parameters: Path) -> NodeSpec:
+    """Topics ``/camera/<camera>/color/image_raw`` …, the names franka_sim uses as well."""
+    return NodeSpec(
+        package="realsense2_camera",
+        executable="realsense2_camera_node",
+        name=camera,
+        namespace="/camera",
+        parameter_files=(parameters,),
+        parameters={"serial_no": serial, "camera_name": camera},
+        lifecycle=False,
+    )
+
+
+def _with_parameters(node: NodeSpec, **parameters: ParameterValue) -> NodeSpec:
+    return replace(node, parameters={**node.parameters, **parameters})
+
+
+def _without_empty(parameters: Mapping[str, str]) -> dict[str, ParameterValue]:
+    return {name: value for name, value in parameters.items() if value != ""}
+
+
+def _absolute_if_directory(checkpoint: str) -> str:
+    """Nodes may run in another working directory than the one the argument was typed in."""
+    path = Path(checkpoint).expanduser()
+    return str(path.resolve()) if path.is_dir() else checkpoint
+
+
+def _parameter_file(config: Path, name: str) -> Path:
+    path = config / name
+    if not path.is_file():
+        raise ConfigurationError(f"parameter file {path}: not found")
+    return path
