@@ -9,7 +9,9 @@ unset PYTHONPATH COLCON_PREFIX_PATH COLCON_CURRENT_PREFIX ROS_DISTRO ROS_VERSION
 unset LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 export PATH=$venv/bin:$PATH AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv
 
-# --symlink-install: an edited Python file or parameter file counts at once, without another build.
-exec "$venv/bin/colcon" --log-level error build --symlink-install --event-handlers console_direct- console_cohesion- \
-    --cmake-args -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE="$venv/bin/python" -DBUILD_TESTING=OFF --no-warn-unused-cli \
-    "$@"
+exec {lock}>.venv/.build_lock # two terminals may run make at the same time
+flock "$lock"
+# --symlink-install: an edited Python or parameter file counts at once, without another build.
+"$venv/bin/colcon" --log-level error build --symlink-install --event-handlers console_direct- \
+    --cmake-args -G Ninja -DPython3_EXECUTABLE="$venv/bin/python" --no-warn-unused-cli "$@"
+touch install/.built_on_wheels

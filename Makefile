@@ -1,0 +1,53 @@
+# Two commands on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+export PYTHON
+
+VENV := .venv/.installed
+WORKSPACE := install/.built_on_wheels
+IN_WORKSPACE := . ./env.sh &&
+
+# Python files are linked, not copied: of them only setup.py decides what is installed.
+BUILT_FROM := $(shell find src launch training config -type f -not -path '*/test/*' -not -name '*.pyc' \
+                \( -not -name '*.py' -o -name setup.py -o -name '*.launch.py' \) 2>/dev/null)
+
+.PHONY: help setup build demo test lint format clean
+
+help:
+	@echo 'make setup    virtual environment, pinned wheels, built workspace; then ". ./env.sh"'
+	@echo 'make demo     simulated episodes through the whole ROS graph, results in runs/'
+	@echo '              EPISODES=10  SEED=first seed  TASK=pick|place|push'
+	@echo 'make test     lint, types and every test'
+	@echo 'make build    build the workspace again'
+	@echo 'make lint     check style and types;  make format  correct the style'
+	@echo 'make clean    remove the build, keep the virtual environment'
+
+setup: $(WORKSPACE)
+
+$(VENV): requirements.txt requirements-dev.txt requirements-assets.txt scripts/create_venv.sh scripts/prepare_ros_wheels.py
+	@scripts/create_venv.sh
+
+$(WORKSPACE): $(VENV) scripts/build_workspace.sh colcon.meta $(BUILT_FROM)
+	@scripts/build_workspace.sh
+
+build: $(VENV)
+	@scripts/build_workspace.sh
+
+demo: setup
+	@$(IN_WORKSPACE) exec python -m molmoact_bringup.demo \
+	    $(if $(EPISODES),--episodes '$(EPISODES)') $(if $(SEED),--seed '$(SEED)') $(if $(TASK),--task '$(TASK)')
+
+test: setup lint
+	@$(IN_WORKSPACE) exec pytest
+
+lint: $(VENV)
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+format: $(VENV)
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+
+clean:
+	rm -rf build install log
