@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the ROS wheels of a virtual environment usable for building messages.
 
-Run by the environment's own interpreter after every installation. The wheels export CMake targets whose include directories are
-those of the machine that built them; they are replaced by the ones of this interpreter and its NumPy.
+Run by the environment's own interpreter after every installation. The wheels export CMake targets whose include
+directories are those of the machine that built them; they are replaced by the ones of this interpreter and its NumPy.
 """
 
 import re
