@@ -1,0 +1,80 @@
+"""How often the scripted operator does each task in the physics, and how often with the hand held open.
+
+It acts as through a bridge: a target every 0.1 s from the measured pose, interpolated each millisecond, and gripper commands
+by edges. Writes benchmarks/results/operator_success.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+from functools import partial
+from pathlib import Path
+
+from franka_sim.episode import operator_episode
+from franka_sim.scene import SceneConfig
+from franka_sim.simulation import Simulation
+
+HERE = Path(__file__).resolve().parent
+TASKS = ("pick", "place", "push")
+CAMPAIGNS = {"operator": False, "hand held open": True}
+
+
+def wilson(successes: int, trials: int) -> list[float]:
+    """95 % Wilson score interval of a proportion."""
+    z, p = 1.959964, successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
+    return [max(0.0, round(centre - half, 4)), min(1.0, round(centre + half, 4))]
+
+
+def run_seed(scene: SceneConfig, job: tuple[str, int, bool]) -> bool:
+    """One episode in a simulation of its own."""
+    task, seed, hold_open = job
+    simulation = Simulation(scene)
+    simulation.reset(task, seed)
+    return operator_episode(simulation, hold_open=hold_open).success
+
+
+def main() -> None:
+    """Run the campaign and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scene", type=Path, default=HERE.parent / "config/scenes/tabletop.yaml")
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--open-seeds", type=int, default=20, help="seeds with the hand held open")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=HERE / "results/operator_success.json")
+    arguments = parser.parse_args()
+    os.nice(10)
+    scene = SceneConfig.load(arguments.scene)
+    results = []
+    with multiprocessing.Pool(arguments.processes) as pool:
+        for task in arguments.tasks:
+            for name, hold_open in CAMPAIGNS.items():
+                count = arguments.open_seeds if hold_open else arguments.seeds
+                seeds = range(arguments.first_seed, arguments.first_seed + count)
+                jobs = [(task, seed, hold_open) for seed in seeds]
+                outcomes = pool.map(partial(run_seed, scene), jobs, chunksize=2)
+                failed = [seed for seed, success in zip(seeds, outcomes) if not success]
+                successes = count - len(failed)
+                results.append(
+                    {
+                        "task": task,
+                        "campaign": name,
+                        "successes": successes,
+                        "trials": count,
+                        "wilson_95": wilson(successes, count),
+                        "failed_seeds": [] if hold_open else failed,
+                    }
+                )
+                print(f"{task:6s} {name}: {successes}/{count}", flush=True)
+    arguments.output.write_text(json.dumps({"scene": arguments.scene.name, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

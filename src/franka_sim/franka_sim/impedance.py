@@ -1,0 +1,89 @@
+"""Cartesian impedance control as crisp_controllers does it, one call per millisecond.
+
+    tau = J' (K clip(e) - D v) + N (k_n (q_home - q) - 2 sqrt(k_n) dq) + coriolis,   N = I - J' (J J')^-1 J
+
+The target passes a first-order filter, and tau may change by max_delta_tau per call. Gravity is compensated by the model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from franka_sim.rotations import matrix_from_vector, vector_from_matrix
+from franka_sim.scene import ControlConfig
+
+TORQUE_LIMITS = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])  # Nm, Franka's data sheet
+REGULARISATION = 1e-4 * np.eye(6)  # keeps the nullspace projector finite in a singularity
+
+
+class CartesianImpedance:
+    """Follows a target pose given in the arm's base frame; holds its joint posture when told to `hold`."""
+
+    def __init__(self, config: ControlConfig, home_posture: np.ndarray):
+        self._config = config
+        self._home = np.asarray(home_posture, dtype=float)
+        self._stiffness = np.repeat(config.stiffness, 3)
+        self._damping = np.repeat(config.damping, 3)
+        self._nullspace_damping = 2.0 * math.sqrt(config.nullspace_stiffness)
+        self._tau = np.zeros(7)
+        self.reset(np.zeros(3), np.eye(3))
+
+    def reset(self, position: np.ndarray, rotation: np.ndarray) -> None:
+        """Forget everything: the target is this pose, and no torque was commanded yet."""
+        self.set_target(position, rotation)
+        self.filtered_position, self.filtered_rotation = self.target_position, self.target_rotation
+        self._tau = np.zeros(7)
+
+    def set_target(self, position: np.ndarray, rotation: np.ndarray) -> None:
+        """New target: position [3] m and rotation matrix [3, 3] in the base frame."""
+        self.target_position, self.target_rotation = np.array(position, dtype=float), np.array(rotation, dtype=float)
+
+    def error(self, position: np.ndarray, rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Filtered target minus this pose: [3] m and rotation vector [3] rad, base frame."""
+        return self.filtered_position - position, vector_from_matrix(self.filtered_rotation @ rotation.T)
+
+    def torque(
+        self,
+        position: np.ndarray,
+        rotation: np.ndarray,
+        jacobian: np.ndarray,
+        q: np.ndarray,
+        dq: np.ndarray,
+        coriolis: np.ndarray,
+    ) -> np.ndarray:
+        """Joint torques [7] Nm for the measured pose, Jacobian [6, 7] (base frame), joint state and Coriolis torque [7]."""
+        self._filter_target()
+        translation, turn = self.error(position, rotation)
+        translation_clip, turn_clip = self._config.error_clip
+        error = np.concatenate([_clip_each(translation, translation_clip), _clip_each(turn, turn_clip)])
+        task = jacobian.T @ (self._stiffness * error - self._damping * (jacobian @ dq))
+        posture = self._config.nullspace_stiffness * (self._home - q) - self._nullspace_damping * dq
+        wanted = task + posture - _task_part(jacobian, posture) + coriolis
+        return self._limit(wanted)
+
+    def hold(self, q_hold: np.ndarray, q: np.ndarray, dq: np.ndarray, coriolis: np.ndarray) -> np.ndarray:
+        """Torques [7] that keep the joints at `q_hold`: what the brakes do in a reflex."""
+        return self._limit(600.0 * (q_hold - q) - 40.0 * dq + coriolis)
+
+    def _filter_target(self) -> None:
+        share = self._config.target_filter
+        self.filtered_position = self.filtered_position + share * (self.target_position - self.filtered_position)
+        remaining = vector_from_matrix(self.target_rotation @ self.filtered_rotation.T)
+        self.filtered_rotation = matrix_from_vector(share * remaining) @ self.filtered_rotation
+
+    def _limit(self, wanted: np.ndarray) -> np.ndarray:
+        step = self._config.max_delta_tau
+        tau = self._tau + np.minimum(np.maximum(wanted - self._tau, -step), step)
+        self._tau = np.minimum(np.maximum(tau, -TORQUE_LIMITS), TORQUE_LIMITS)
+        return self._tau
+
+
+def _clip_each(vector: np.ndarray, limit: float) -> np.ndarray:
+    return np.minimum(np.maximum(vector, -limit), limit)
+
+
+def _task_part(jacobian: np.ndarray, torque: np.ndarray) -> np.ndarray:
+    """The part of a joint torque that would move the tool."""
+    return jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + REGULARISATION, jacobian @ torque)
