@@ -132,7 +132,9 @@ class LanguageConfig(PretrainedConfig):
         self.norm_after = norm_after
         self.layer_norm_eps = layer_norm_eps
         if rope_scaling is not None:
-            raise ValueError(f"llm_config.rope_scaling is {rope_scaling!r}, expected null: both families use plain RoPE")
+            raise ValueError(
+                f"llm_config.rope_scaling is {rope_scaling!r}, expected null: both families use plain RoPE"
+            )
         self.rope_theta = rope_theta
         self.max_position_embeddings = max_position_embeddings
         self.attention_dropout = attention_dropout

@@ -95,9 +95,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_cls_token else None
         self.pre_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_layernorm else None
         # The official key names have this level: image_vit.transformer.resblocks.{i}
-        self.transformer = nn.ModuleDict(
-            {"resblocks": nn.ModuleList(Block(config) for _ in range(max(self.taps) + 1))}
-        )
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(config) for _ in range(max(self.taps) + 1))})
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches [crops, patches, patch_size² * 3] -> [crops, patches, taps * hidden], later tap first as configured."""

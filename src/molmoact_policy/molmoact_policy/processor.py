@@ -1,0 +1,112 @@
+"""Pictures and a prompt to model inputs: image tokens, chat wrapper and tokenizer of one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from molmoact_policy.checkpoint import locate
+from molmoact_policy.errors import CheckpointError
+from molmoact_policy.images import ImageProcessor
+from molmoact_policy.prompts import chat
+
+Image: TypeAlias = NDArray[np.uint8]
+
+TOKENIZER_FILE = "tokenizer.json"
+IMAGE_TOKENS = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
+
+
+class Processor:
+    """Sequence = BOS, image tokens, wrapped prompt. BOS is the tokenizer's own or, if it has none, its EOS."""
+
+    def __init__(self, image_processor: ImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.eos_id = tokenizer.eos_token_id
+        if self.eos_id is None:
+            raise CheckpointError("the tokenizer has no eos_token")
+        self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
+        if missing:
+            raise CheckpointError(f"the tokenizer lacks {', '.join(missing)}")
+        self._start, self.image_patch_id, self._column, self._end = (vocabulary[token] for token in IMAGE_TOKENS)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Processor:
+        """preprocessor_config.json and the tokenizer of a checkpoint. Raises CheckpointError naming what is missing."""
+        directory = locate(directory)
+        image_processor = ImageProcessor.from_pretrained(directory)
+        if not (directory / TOKENIZER_FILE).is_file():
+            raise CheckpointError(f"checkpoint {directory}: {TOKENIZER_FILE} is missing")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
+            raise CheckpointError(f"checkpoint {directory}: tokenizer not readable: {error}") from error
+        return cls(image_processor, tokenizer)
+
+    def save_pretrained(self, directory: Path) -> None:
+        self.image_processor.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def __call__(self, images: Sequence[Image] | Sequence[Sequence[Image]], prompt: str) -> dict[str, Tensor]:
+        """One observation to a batch of one: input_ids and attention_mask [1, S], images [1, crops, patches, pixels],
+        pooled_patches_idx [1, tokens, slots] and image_masks [1, crops, patches]; without images, the first two.
+
+        Several images, or images given nested ([[image]]), are each preceded by the text "Image 1", "Image 2", ...; one
+        image in a flat list is not: the pretraining checkpoints' way. `prompt` is the bare question.
+        """
+        nested = len(images) > 0 and isinstance(images[0], (list, tuple))
+        pictures: Sequence[Any] = images[0] if nested else images
+        numbered = nested or len(pictures) > 1
+        processed = [self.image_processor(picture, multi_image=numbered) for picture in pictures]
+
+        ids = [self.bos_id]
+        for number, arrays in enumerate(processed, start=1):
+            if numbered:
+                ids += self._encode(f"Image {number}")
+            ids += self.image_tokens(arrays["image_grids"])
+        ids += self._encode(chat(prompt))
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        return inputs | (_join(processed) if processed else {})
+
+    def image_tokens(self, grids: NDArray[np.int64]) -> list[int]:
+        """Ids of one image: for each pooled grid (rows, columns), its rows of patches, each closed by a column token."""
+        ids: list[int] = []
+        for rows, columns in grids.tolist():
+            ids += [self._start, *([self.image_patch_id] * columns + [self._column]) * rows, self._end]
+        return ids
+
+    def encode_reply(self, reply: str) -> list[int]:
+        """The ids training puts after the prompt: one space, the reply, EOS."""
+        return [*self._encode(" " + reply), self.eos_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids; depth tokens are ordinary tokens and stay, EOS and padding go."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _join(processed: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+    """The pictures of one observation one after another, their pooling indices moved on by the patches before them."""
+    indices = []
+    patches = 0
+    for arrays in processed:
+        pooled = arrays["pooled_patches_idx"]
+        indices.append(np.where(pooled >= 0, pooled + patches, pooled))
+        patches += arrays["images"].shape[0] * arrays["images"].shape[1]
+    return {
+        "images": torch.from_numpy(np.concatenate([arrays["images"] for arrays in processed])).unsqueeze(0),
+        "pooled_patches_idx": torch.from_numpy(np.concatenate(indices)).long().unsqueeze(0),
+        "image_masks": torch.from_numpy(np.concatenate([arrays["image_masks"] for arrays in processed])).unsqueeze(0),
+    }

@@ -1,0 +1,100 @@
+"""The questions a checkpoint was trained with, word for word, and the answers training writes for them.
+
+Sources: the release's HF and vLLM tests, LIBERO and SimplerEnv evaluation and fine-tune loader; the multi-view answer
+from the model card. Wording counts: a checkpoint knows only these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DEPTH_START = "<DEPTH_START>"
+DEPTH_END = "<DEPTH_END>"
+
+
+def chat(prompt: str) -> str:
+    """The chat wrapper of training and inference; the answer follows after one space and ends with EOS."""
+    return f"User: {prompt} Assistant:"
+
+
+def reasoning_prompt(instruction: str, images: int = 2) -> str:
+    """Asks for depth, trace and action. `images`: how many pictures are shown; 1 is the wording of pretraining."""
+    opening = (
+        f"The task is {instruction}. What is the action that the robot should take. To figure out the action that the "
+        f"robot should take to {instruction}, let's think through it step by step. "
+    )
+    if images == 1:
+        return opening + (
+            "First, what is the depth map for this image? Second, what is the trajectory of the end effector? Based on "
+            "the depth map of the image and the trajectory of the end effector, what is the action that the robot "
+            "should take?"
+        )
+    return opening + (
+        "First, what is the depth map for the first image? Second, what is the trajectory of the end effector in the "
+        "first image? Based on the depth map of the first image and the trajectory of the end effector in the first "
+        "image, along with other images from different camera views as additional information, what is the action "
+        "that the robot should take?"
+    )
+
+
+def steering_prompt(instruction: str, images: int = 2) -> str:
+    """Asks for the action only, along the trace that is drawn on the (first) image."""
+    if images == 1:
+        return (
+            f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the image. Based "
+            "on the trajectory annotated on the image, what is the action that the robot should take?"
+        )
+    return (
+        f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the first image. "
+        "Based on the trajectory annotated on the image, along with other images from different camera views as "
+        "additional information, what is the action that the robot should take?"
+    )
+
+
+def depth_prompt(instruction: str) -> str:
+    """The auxiliary depth question of pretraining (paper, figure 15)."""
+    return f"The task is {instruction}. What is the depth map for the image?"
+
+
+def depth_reply(depth: str) -> str:
+    """The answer to `depth_prompt`."""
+    return f"The depth map of the image is {depth}"
+
+
+def reasoning_reply(depth: str, trace: str, action: str) -> str:
+    """The answer of the released multi-view checkpoints to `reasoning_prompt` (model card).
+
+    depth, trace, action: the texts of `format_depth`, `format_trace` and `actions.format_actions`.
+    """
+    return (
+        f"The depth map of the first image is {depth}. The trajectory of the end effector in the first image is {trace}. "
+        "Based on these information, along with other images from different camera views as additional information, "
+        f"the action that the robot should take is {action}."
+    )
+
+
+def finetune_reasoning_reply(depth: str, trace: str, action: str) -> str:
+    """The released fine-tune loader's answer to `reasoning_prompt`: worded for two arms, with one trace twice."""
+    return (
+        f"The depth map of the image is {depth}. The trajectory of the left end effector is {trace}. The trajectory of "
+        f"the right end effector is {trace}. Based on this information, the action that the robot should take is "
+        f"{action}."
+    )
+
+
+def steering_reply(action: str) -> str:
+    """The released fine-tune loader's answer to `steering_prompt`."""
+    return (
+        "Based on the image and the annotated trajectory of the end effector, the action that the robot should take is "
+        f"{action}."
+    )
+
+
+def format_depth(codes: Sequence[int]) -> str:
+    """Depth codes 0..127, row by row, as text: one LLM token per code and two around them."""
+    return DEPTH_START + "".join(f"<DEPTH_{code}>" for code in codes) + DEPTH_END
+
+
+def format_trace(points: Sequence[tuple[int, int]]) -> str:
+    """Points (x right, y down, 0..255) as text: [[x, y], [x, y]]."""
+    return "[" + ", ".join(f"[{x}, {y}]" for x, y in points) + "]"
