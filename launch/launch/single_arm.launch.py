@@ -1,4 +1,7 @@
-"""One arm with two cameras: ``ros2 launch molmoact_bringup single_arm.launch.py robot:=fr3 front_serial:=… wrist_serial:=…``."""
+"""One arm with two cameras.
+
+ros2 launch molmoact_bringup single_arm.launch.py robot:=fr3 front_serial:=… wrist_serial:=…
+"""
 
 from dataclasses import fields
 from pathlib import Path

@@ -76,5 +76,6 @@ def check_names_are_free(domain: int, names: Iterable[str]) -> None:
         rclpy.shutdown(context=context)
     if taken:
         raise DomainBusyError(
-            f"ROS domain {domain} already has {', '.join(sorted(taken))}: stop that system, or set another ROS_DOMAIN_ID"
+            f"ROS domain {domain} already has {', '.join(sorted(taken))}: "
+            "stop that system, or set another ROS_DOMAIN_ID"
         )

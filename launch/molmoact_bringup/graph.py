@@ -1,7 +1,8 @@
-"""Which nodes make a system. The launch files and :mod:`molmoact_bringup.local` both start what is said here, and only here.
+"""Which nodes make a system. The launch files and :mod:`molmoact_bringup.local` both start what is said here, and
+only here.
 
-Only what differs between two deployments of the same system is an argument (which robot, which checkpoint, which cameras);
-every other setting is in the parameter files of ``config/``.
+Only what differs between two deployments of the same system is an argument (which robot, which checkpoint, which
+cameras); every other setting is in the parameter files of ``config/``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Deployment:
         if self.robot == "fr3":
             for name in ("front_serial", "wrist_serial"):
                 if not getattr(self, name):
-                    raise ConfigurationError(f"argument '{name}': needed for robot:=fr3 (rs-enumerate-devices lists them)")
+                    raise ConfigurationError(
+                        f"argument '{name}': needed for robot:=fr3 (rs-enumerate-devices lists them)"
+                    )
             if self.use_sim_time == "true":
                 raise ConfigurationError("argument 'use_sim_time': a real robot runs on the wall clock")
 
@@ -88,8 +91,8 @@ class Deployment:
 def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
     """The nodes of one arm with a front and a wrist camera.
 
-    The real arm's own driver and Cartesian controller (``robot:=fr3``) belong to the laboratory: they run already, from its own
-    launch file, and offer the topics that the bridge's parameters name.
+    The real arm's own driver and Cartesian controller (``robot:=fr3``) belong to the laboratory: they run already,
+    from its own launch file, and offer the topics that the bridge's parameters name.
 
     Args:
         deployment: The launch arguments.

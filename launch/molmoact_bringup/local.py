@@ -34,7 +34,9 @@ def node_command(node: NodeSpec, environment: Mapping[str, str]) -> Command:
     except PackageNotFoundError:
         raise ConfigurationError(f"node {node.full_name}: package '{node.package}' is not installed") from None
     if not program.is_file():
-        raise ConfigurationError(f"node {node.full_name}: package '{node.package}' has no executable '{node.executable}'")
+        raise ConfigurationError(
+            f"node {node.full_name}: package '{node.package}' has no executable '{node.executable}'"
+        )
     argv = [str(program), "--ros-args", "-r", f"__node:={node.name}", "-r", f"__ns:={node.namespace}"]
     for file in node.parameter_files:
         argv += ["--params-file", str(file)]
@@ -90,7 +92,7 @@ def up(arguments: Sequence[str]) -> str:
     config = config_directory()
     nodes = single_arm(deployment, config)
     simulated = deployment.robot == "sim"
-    # A real arm's controllers are in the default domain. A simulated one is too if it can, so that plain clients see it.
+    # A real arm's controllers are in the default domain, and so is a simulated one if it can, for plain clients to see.
     domain = choose_domain(os.environ, range(LAST_DOMAIN + 1) if simulated else (0,))
     environment = dds_environment(config, domain, simulated)
     os.environ.update(environment)

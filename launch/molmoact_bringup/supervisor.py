@@ -77,13 +77,13 @@ def _uninterrupted() -> Iterator[None]:
 class Supervisor:
     """Runs commands, hands their output on line by line, and notices the first one that ends.
 
-    Every child is the leader of its own process group, so that a Ctrl-C in the terminal reaches it once, from here, and is sent
-    SIGTERM by the kernel if this process dies without a chance to stop it.
+    Every child is the leader of its own process group, so that a Ctrl-C in the terminal reaches it once, from here,
+    and is sent SIGTERM by the kernel if this process dies without a chance to stop it.
 
     Args:
         commands: What to run, in this order.
-        output: Called with the command's name and one line of its output, from one thread. An OSError it raises is ignored:
-            a full disk or a closed terminal is no reason to lose control of the robot.
+        output: Called with the command's name and one line of its output, from one thread. An OSError it raises is
+            ignored: a full disk or a closed terminal is no reason to lose control of the robot.
     """
 
     def __init__(self, commands: Sequence[Command], output: Callable[[str, str], None]) -> None:
@@ -255,7 +255,7 @@ class _Child:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The line that best says why a program ended: its last logged error, else its last exception, else its last line."""
+    """Why a program ended: the last error it logged, else its last exception, else its last line."""
     for line in reversed(lines):
         if _ROS_PREFIX.match(line):
             return _ROS_PREFIX.sub("", line)

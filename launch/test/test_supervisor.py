@@ -60,7 +60,9 @@ def test_every_line_comes_with_the_name_of_its_process():
 
 
 def test_first_process_to_end_is_the_reason_with_its_last_error():
-    failing = python("policy", "import sys; print('[ERROR] [12.3] [policy]: checkpoint: not found'); print('bye'); sys.exit(3)")
+    failing = python(
+        "policy", "import sys; print('[ERROR] [12.3] [policy]: checkpoint: not found'); print('bye'); sys.exit(3)"
+    )
     with Supervisor([python("sim", SLEEPER), failing], Output()) as system:
         assert system.wait(PATIENCE_S) == "policy exited with code 3: checkpoint: not found"
 

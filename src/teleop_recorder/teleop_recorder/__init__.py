@@ -1,1 +1,1 @@
-"""Recording: raw topics into rosbag2 directories. What is recorded is never changed, except that images may be compressed."""
+"""Raw topics into rosbag2 directories. Nothing that is recorded is changed, but images may be compressed."""

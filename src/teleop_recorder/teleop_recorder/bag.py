@@ -82,8 +82,8 @@ class BagWriter:
         """Append a serialized message (CDR) received at `stamp_ns`.
 
         Raises:
-            RecordingError: the disk is (almost) full or fails. The bag is closed; after a disk that is only almost full it is
-                complete up to here.
+            RecordingError: the disk is (almost) full or fails. The bag is closed; after a disk that is only almost
+                full it is complete up to here.
         """
         if self._writer is None:
             raise RecordingError(f"bag {self.directory}: is closed")

@@ -44,7 +44,7 @@ def _definition_file(name: str) -> Path:
 
 
 def _message_names(description: tuple) -> list[str]:
-    """Names of messages in a field description of rosbags: (node type, (element, …)), arrays hold another description."""
+    """Names of messages in a field description of rosbags, (node type, content); arrays hold another description."""
     from rosbags.interfaces import Nodetype
 
     kind, content = description

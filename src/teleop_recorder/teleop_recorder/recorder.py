@@ -59,7 +59,8 @@ class TopicCount:
 class TopicRecorder:
     """Records from its construction until :meth:`close`.
 
-    Images are thinned to ``image_rate`` and compressed, as ``<topic>/compressed``; everything else is written as it came.
+    Images are thinned to ``image_rate`` and compressed, as ``<topic>/compressed``; everything else is written as it
+    came.
 
     Args:
         node: Subscriptions are made on it, so its executor has to spin.

@@ -55,7 +55,9 @@ def publish_until_received(publisher, message, recorder, topic, count):
 
 
 def test_topics_that_appear_later_are_recorded_and_excluded_ones_are_not(node, tmp_path):
-    recorder = TopicRecorder(node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events", "/secret.*")))
+    recorder = TopicRecorder(
+        node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events", "/secret.*"))
+    )
     chatter = node.create_publisher(String, "chatter", 10)
     node.create_publisher(String, "secret/chatter", 10)
     recorder.subscribe_to_new_topics()
@@ -67,7 +69,9 @@ def test_topics_that_appear_later_are_recorded_and_excluded_ones_are_not(node, t
 
 def test_images_are_thinned_and_compressed_but_counted_all(node, tmp_path):
     images = node.create_publisher(Image, "camera/front/color/image_raw", 10)
-    recorder = TopicRecorder(node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events"), image_rate=0.001))
+    recorder = TopicRecorder(
+        node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events"), image_rate=0.001)
+    )
     picture = array_to_image(np.zeros((48, 64, 3), np.uint8), "rgb8")
     publish_until_received(images, picture, recorder, "/camera/front/color/image_raw", 4)
     recorder.close()

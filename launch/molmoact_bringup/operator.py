@@ -1,0 +1,260 @@
+"""What the operator of a system does, over ROS: wait until it is ready, reset the scene, let the policy act, watch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import rclpy
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from molmoact_msgs.action import RunTask
+from molmoact_msgs.msg import BridgeStatus, SceneStatus
+from molmoact_msgs.srv import ResetScene, SetMode
+from molmoact_ros.stamps import to_nanoseconds
+from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter, parameter_value_to_python
+from rclpy.task import Future
+from std_srvs.srv import Trigger
+
+from molmoact_bringup.errors import SystemFailure
+
+# From the start of the processes to a policy that is ready; a 7B checkpoint is read from disk in this time.
+READY_TIMEOUT_S = 600.0
+# For a service to answer: the simulator compiles a scene in less.
+ANSWER_TIMEOUT_S = 20.0
+# For the arm to be where its target is after a reset.
+SETTLE_TIMEOUT_S = 20.0
+SETTLED_DISTANCE_M = 0.01
+# The task's own time limit is this much later than the operator's, who decides first.
+TASK_TIMEOUT_MARGIN_S = 5.0
+POLL_S = 0.05
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One attempt at a task."""
+
+    seed: int
+    instruction: str
+    outcome: str  # "success", "failure"
+    reason: str
+    duration_s: float  # on the system's clock
+    chunks: int
+
+
+class Operator:
+    """A node of its own, spinning in a thread, for one system with one arm.
+
+    Args:
+        domain: The ROS domain of the system.
+        use_sim_time: Whether the system runs on the simulator's clock.
+        alarm: Asked during every wait; a text ends the wait with :class:`SystemFailure`.
+    """
+
+    def __init__(self, domain: int, use_sim_time: bool, alarm: Callable[[], str | None]) -> None:
+        self._alarm = alarm
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=domain)
+        self.node = Node(
+            "operator",
+            context=self._context,
+            parameter_overrides=[Parameter("use_sim_time", value=use_sim_time)],
+        )
+        self._reset = self.node.create_client(ResetScene, "franka_sim/reset")
+        self._set_mode = self.node.create_client(SetMode, "set_mode")
+        self._recover = self.node.create_client(Trigger, "recover")
+        self._policy_state = self.node.create_client(GetState, "policy/get_state")
+        self._run_task = ActionClient(self.node, RunTask, "run_task")
+        self._bridge: BridgeStatus | None = None
+        self._scene: SceneStatus | None = None
+        self.node.create_subscription(BridgeStatus, "bridge_status", self._on_bridge_status, 10)
+        self.node.create_subscription(SceneStatus, "franka_sim/scene_status", self._on_scene_status, 10)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name="operator", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the ROS graph."""
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def wait_until_ready(self) -> None:
+        """Wait for a scene, a bridge and an active policy.
+
+        Raises:
+            SystemFailure: naming what did not come.
+        """
+        for what, client in (
+            ("the simulator", self._reset),
+            ("the bridge", self._set_mode),
+            ("the policy", self._policy_state),
+        ):
+            self._wait(client.service_is_ready, READY_TIMEOUT_S, f"{what}'s service {client.srv_name}")
+        self._wait(self._policy_is_active, READY_TIMEOUT_S, "the policy to become active")
+        self._wait(self._run_task.server_is_ready, ANSWER_TIMEOUT_S, "the policy's action run_task")
+        self._wait(lambda: self._bridge and self._scene, ANSWER_TIMEOUT_S, "bridge_status and franka_sim/scene_status")
+
+    def parameters_of(self, node: str) -> dict[str, Any]:
+        """Values of all parameters of a running node."""
+        names = self._call(self.node.create_client(ListParameters, f"{node}/list_parameters"), ListParameters.Request())
+        request = GetParameters.Request(names=names.result.names)
+        values = self._call(self.node.create_client(GetParameters, f"{node}/get_parameters"), request).values
+        return {
+            name: _plain(parameter_value_to_python(value)) for name, value in zip(request.names, values, strict=True)
+        }
+
+    def run_episode(self, task: str, seed: int, timeout_s: float) -> Episode:
+        """Reset the scene, let the policy act until the task is done or the time is up, and hold.
+
+        Raises:
+            SystemFailure: something other than the policy's skill is at fault.
+        """
+        self.hold()
+        instruction = self._reset_scene(task, seed)
+        self._wait(
+            self._follows_the_arm, SETTLE_TIMEOUT_S, "the arm to be where the bridge's target is", self._describe_arm
+        )
+        start_ns = self._now_ns()
+        self._request_mode(BridgeStatus.POLICY)
+        goal = self._start_task(instruction, timeout_s + TASK_TIMEOUT_MARGIN_S)
+        result = goal.get_result_async()
+
+        def verdict() -> tuple[str, str] | None:
+            if self._scene.success:
+                return "success", self._scene.detail
+            if result.done():
+                return "failure", f"the policy ended: {result.result().result.reason}"
+            if self._bridge.mode != BridgeStatus.POLICY:
+                return "failure", f"the bridge stopped: {self._bridge.reason}"
+            if self._now_ns() - start_ns > timeout_s * 1e9:
+                return "failure", f"not done in {timeout_s:g} s: {self._scene.detail}"
+            return None
+
+        outcome, reason = self._wait(verdict, float("inf"), "the episode to end")
+        duration_s = (self._now_ns() - start_ns) / 1e9
+        self.hold()
+        if not result.done():
+            self._finish(goal.cancel_goal_async(), "the policy to accept the cancellation")
+        chunks = self._finish(result, "the policy to end its task").result.chunks
+        return Episode(seed, instruction, outcome, reason, duration_s, chunks)
+
+    def hold(self) -> None:
+        """Stop the arm and keep it where it is; out of a fault by way of recovery.
+
+        Raises:
+            SystemFailure: the bridge does not answer or refuses.
+        """
+        if self._bridge is not None and self._bridge.mode == BridgeStatus.FAULT:
+            self._require(self._recover, Trigger.Request())
+            self._wait(lambda: self._bridge.mode != BridgeStatus.FAULT, SETTLE_TIMEOUT_S, "the bridge to recover")
+        self._request_mode(BridgeStatus.HOLD)
+
+    def _request_mode(self, mode: int) -> None:
+        self._require(self._set_mode, SetMode.Request(mode=mode))
+        self._wait(
+            lambda: self._bridge.mode == mode,
+            ANSWER_TIMEOUT_S,
+            f"bridge_status to show mode {mode}",
+            self._describe_arm,
+        )
+
+    def _reset_scene(self, task: str, seed: int) -> str:
+        instruction = self._require(self._reset, ResetScene.Request(task=task, seed=seed)).instruction
+        reset_ns = self._now_ns()
+        # Both status messages from before the reset are worthless now.
+        self._wait(
+            lambda: (
+                self._scene.seed == seed
+                and self._scene.task == task
+                and to_nanoseconds(self._bridge.header.stamp) > reset_ns
+            ),
+            ANSWER_TIMEOUT_S,
+            "status messages of the new scene",
+        )
+        return instruction
+
+    def _start_task(self, instruction: str, timeout_s: float) -> Any:
+        goal = RunTask.Goal(instruction=instruction)
+        goal.timeout.sec = int(timeout_s)
+        handle = self._finish(self._run_task.send_goal_async(goal), "the policy to accept the task")
+        if not handle.accepted:
+            raise SystemFailure(f"policy: refused the task {instruction!r}")
+        return handle
+
+    def _follows_the_arm(self) -> bool:
+        if self._bridge.mode == BridgeStatus.FAULT:
+            self.hold()
+        return self._bridge.mode == BridgeStatus.HOLD and self._bridge.target_distance < SETTLED_DISTANCE_M
+
+    def _describe_arm(self) -> str:
+        return f"mode {self._bridge.mode} ({self._bridge.reason}), {self._bridge.target_distance:.3f} m away"
+
+    def _policy_is_active(self) -> bool:
+        return self._call(self._policy_state, GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
+
+    def _require(self, client: Any, request: Any) -> Any:
+        """Call a service whose answer says whether it was done."""
+        answer = self._call(client, request)
+        if not answer.success:
+            raise SystemFailure(f"{client.srv_name}: refused: {answer.message}")
+        return answer
+
+    def _call(self, client: Any, request: Any) -> Any:
+        self._wait(client.service_is_ready, ANSWER_TIMEOUT_S, f"service {client.srv_name}")
+        return self._finish(client.call_async(request), f"an answer of {client.srv_name}")
+
+    def _finish(self, future: Future, what: str) -> Any:
+        self._wait(future.done, ANSWER_TIMEOUT_S, what)
+        return future.result()
+
+    def _wait(
+        self, condition: Callable[[], T], timeout_s: float, what: str, state: Callable[[], str] | None = None
+    ) -> T:
+        """Wait until `condition` gives something true, and return that.
+
+        Raises:
+            SystemFailure: after `timeout_s`, or when the alarm goes off.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (result := condition()):
+            alarm = self._alarm()
+            if alarm is not None:
+                raise SystemFailure(alarm)
+            if time.monotonic() > deadline:
+                detail = f" ({state()})" if state else ""
+                raise SystemFailure(f"waited {timeout_s:g} s for {what}{detail}")
+            time.sleep(POLL_S)
+        return result
+
+    def _now_ns(self) -> int:
+        return self.node.get_clock().now().nanoseconds
+
+    def _on_bridge_status(self, message: BridgeStatus) -> None:
+        self._bridge = message
+
+    def _on_scene_status(self, message: SceneStatus) -> None:
+        self._scene = message
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, for JSON."""
+    return value.tolist() if hasattr(value, "tolist") else value

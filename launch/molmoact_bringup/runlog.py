@@ -1,0 +1,134 @@
+"""Reads a recorded run back: what was commanded, what was refused, how long a chunk took."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.rosbag2 import Reader
+from teleop_recorder.definitions import add_installed_type, installed_typestore
+
+from molmoact_bringup.analysis import TargetPath
+
+MOVE = 2  # FrankaRobotState.ROBOT_MODE_MOVE, the only mode in which the arm follows targets
+# Around a change of the robot mode the order of two topics' messages says nothing about which came first.
+MODE_MARGIN_NS = 100_000_000
+
+REFUSALS = (
+    "not_finite",
+    "unknown_arm",
+    "wrong_frame",
+    "stale",
+    "out_of_order",
+    "empty",
+    "wrong_task",
+    "delta_too_large",
+    "wrong_mode",
+)
+COUNTERS = (
+    "chunks_accepted",
+    "chunks_refused",
+    "rows_integrated_late",
+    "limited_workspace",
+    "limited_speed",
+    "watchdog_stops",
+)
+
+
+@dataclass
+class RunLog:
+    """One arm's run."""
+
+    path: TargetPath
+    chunk_latency_ms: list[float] = field(default_factory=list)  # newest image's stamp to the chunk's
+    overhead_latency_ms: list[float] = field(default_factory=list)  # the same without the model's own time
+    refusals: dict[str, int] = field(default_factory=dict)
+    last_refusal: str = ""
+    counters: dict[str, int] = field(default_factory=dict)
+    replies: int = 0
+    replies_without_chunk: int = 0
+
+
+def messages(bag: Path, topics: tuple[str, ...]) -> Iterator[tuple[str, int, Any]]:
+    """Topic, time of receipt in ns, and message, in the order of receipt; topics the bag lacks give none."""
+    typestore = installed_typestore()
+    with Reader(bag) as reader:
+        connections = [connection for connection in reader.connections if connection.topic in topics]
+        for connection in connections:
+            add_installed_type(typestore, connection.msgtype)
+        if connections:  # no connections would mean all of them
+            for connection, received_ns, data in reader.messages(connections=connections):
+                yield connection.topic, received_ns, typestore.deserialize_cdr(data, connection.msgtype)
+
+
+def read_run(bag: Path) -> RunLog:
+    """Everything the summary needs, in one pass over the bag of a single arm's run."""
+    targets: list[tuple[int, float, list[float], list[float], float]] = []
+    modes: list[tuple[int, int]] = []
+    measured = np.full(3, np.nan)
+    chunks: dict[int, float] = {}
+    model_ms: dict[int, float] = {}
+    log = RunLog(_path([]))
+    status = None
+    topics = (
+        "/target_pose",
+        "/current_pose",
+        "/franka_robot_state_broadcaster/robot_state",
+        "/action_chunk",
+        "/reasoning",
+        "/bridge_status",
+    )
+    for topic, received_ns, message in messages(bag, topics):
+        if topic == "/current_pose":
+            measured = _vector(message.pose.position)
+        elif topic == "/target_pose":
+            position = _vector(message.pose.position)
+            distance = float(np.linalg.norm(position - measured))
+            turn = message.pose.orientation
+            quaternion = [turn.x, turn.y, turn.z, turn.w]
+            targets.append((received_ns, _seconds(message.header.stamp), position, quaternion, distance))
+        elif topic == "/franka_robot_state_broadcaster/robot_state":
+            modes.append((received_ns, int(message.robot_mode)))
+        elif topic == "/action_chunk":
+            chunks[message.sequence] = (_seconds(message.header.stamp) - _seconds(message.observation_stamp)) * 1e3
+        elif topic == "/reasoning":
+            log.replies += 1
+            log.replies_without_chunk += message.sequence == 0
+            model_ms[message.sequence] = _seconds(message.latency) * 1e3
+        else:
+            status = message
+    log.path = _path([target for target in targets if _moves(target[0], modes)])
+    log.chunk_latency_ms = list(chunks.values())
+    log.overhead_latency_ms = [total - model_ms[sequence] for sequence, total in chunks.items() if sequence in model_ms]
+    if status is not None:
+        log.refusals = {name: int(getattr(status, f"refused_{name}")) for name in REFUSALS}
+        log.last_refusal = status.last_refusal
+        log.counters = {name: int(getattr(status, name)) for name in COUNTERS}
+    return log
+
+
+def _path(targets: list[tuple[int, float, Any, Any, float]]) -> TargetPath:
+    if not targets:
+        return TargetPath(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 4)), np.zeros(0))
+    _, times, positions, quaternions, distances = zip(*targets, strict=True)
+    return TargetPath(np.array(times), np.array(positions), np.array(quaternions), np.array(distances))
+
+
+def _moves(received_ns: int, modes: list[tuple[int, int]]) -> bool:
+    """Whether the arm was in MOVE for all of the margin around this time."""
+    first = max(0, bisect_left(modes, (received_ns - MODE_MARGIN_NS, -1)) - 1)
+    last = bisect_left(modes, (received_ns + MODE_MARGIN_NS, -1))
+    around = modes[first:last]
+    return bool(around) and all(mode == MOVE for _, mode in around)
+
+
+def _seconds(stamp: Any) -> float:
+    return stamp.sec + stamp.nanosec * 1e-9
+
+
+def _vector(point: Any) -> np.ndarray:
+    return np.array([point.x, point.y, point.z])

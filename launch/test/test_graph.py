@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from molmoact_bringup.errors import ConfigurationError
+from molmoact_bringup.graph import Deployment, single_arm
+
+FILES = ("policy", "bridge", "sim", "cameras", "embodiments", "robots/sim", "robots/fr3", "scenes/tabletop")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for name in FILES:
+        file = tmp_path / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    return tmp_path
+
+
+def nodes(config: Path, *arguments: str) -> dict:
+    return {node.name: node for node in single_arm(Deployment.from_arguments(arguments), config)}
+
+
+def test_simulated_system_differs_from_the_real_one_only_by_the_robot_and_its_cameras(config):
+    simulated = nodes(config, "robot:=sim")
+    real = nodes(config, "robot:=fr3", "front_serial:=1", "wrist_serial:=2")
+    assert set(simulated) == {"franka_sim", "franka_bridge", "policy"}
+    assert set(real) == {"front", "wrist", "franka_bridge", "policy"}
+    for name in ("franka_bridge", "policy"):
+        assert simulated[name].parameters == real[name].parameters
+        assert [file.name.replace("sim", "fr3") for file in simulated[name].parameter_files] == [
+            file.name for file in real[name].parameter_files
+        ]
+
+
+def test_cameras_get_their_serial_numbers_as_text(config):
+    real = nodes(config, "robot:=fr3", "front_serial:=0123456", "wrist_serial:=2")
+    assert real["front"].parameters["serial_no"] == "0123456"
+    assert real["front"].full_name == "/camera/front"
+
+
+def test_robot_specific_values_win_over_general_ones(config):
+    assert [file.name for file in nodes(config)["franka_bridge"].parameter_files] == ["bridge.yaml", "sim.yaml"]
+
+
+def test_simulated_time_reaches_every_node(config):
+    simulated = nodes(config, "use_sim_time:=true")
+    assert simulated["franka_sim"].parameters["publish_clock"] is True
+    assert simulated["policy"].parameters["use_sim_time"] is True
+    assert simulated["franka_bridge"].parameters["use_sim_time"] is True
+
+
+def test_checkpoint_directory_is_made_absolute(config, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert nodes(config, "checkpoint:=mine")["policy"].parameters["checkpoint"] == str(tmp_path / "mine")
+    assert nodes(config, "checkpoint:=nano")["policy"].parameters["checkpoint"] == "nano"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["robot:=ur5"], "argument 'robot': 'ur5' is not one of sim, fr3"),
+        (["robot=sim"], "argument 'robot=sim': expected name:=value"),
+        (["rboot:=sim"], "argument 'rboot': unknown, expected one of robot, checkpoint"),
+        (["robot:=fr3", "wrist_serial:=1"], "argument 'front_serial': needed for robot:=fr3"),
+        (
+            ["robot:=fr3", "front_serial:=1", "wrist_serial:=2", "use_sim_time:=true"],
+            "a real robot runs on the wall clock",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Deployment.from_arguments(arguments)
+
+
+def test_missing_parameter_file_is_named(config):
+    (config / "bridge.yaml").unlink()
+    with pytest.raises(ConfigurationError, match=r"bridge\.yaml: not found"):
+        single_arm(Deployment(), config)
