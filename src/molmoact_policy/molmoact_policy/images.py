@@ -23,6 +23,9 @@ from molmoact_policy.errors import CheckpointError, ObservationError
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 CROP_MODE = "overlap-and-resize-c2"
 
+# Targets of at most this many rows + columns go through torch's other bilinear kernel.
+SMALL_TARGET = 128
+
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -244,15 +247,23 @@ def _stretch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.floa
 
 
 def _bilinear(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """[H, W, 3] -> float32 [*size, 3], bilinear without antialiasing, across and then down.
+    """[H, W, 3] -> float32 [*size, 3], bilinear without antialiasing.
 
-    torch's CPU kernel rounds differently with one thread than with several, which moves a pixel near .5 by a grey level.
-    This is what it does with several threads, as the release's outputs were made.
+    What torch's CPU kernels give with more than one thread, as the release's outputs were made, operation by operation:
+    with one thread torch adds up in another order, and a pixel near .5 comes out a grey level off.
     """
     above, below, down = _taps(image.shape[0], size[0])
     left, right, across = _taps(image.shape[1], size[1])
-    rows = _mix(image[:, left], image[:, right], across[:, None])  # [H, size[1], 3]
-    return _mix(rows[above], rows[below], down[:, None, None])
+    down, across = down[:, None, None], across[:, None]
+    up, back = np.float32(1) - down, np.float32(1) - across
+    upper, lower = image[above], image[below]
+    if sum(size) <= SMALL_TARGET:
+        mixed = up * across * upper[:, right].astype(np.float32)
+        mixed = _fused(up * back, upper[:, left], mixed)
+        mixed = _fused(down * back, lower[:, left], mixed)
+        return _fused(down * across, lower[:, right], mixed)
+    rows = _fused(back, image[:, left], across * image[:, right].astype(np.float32))  # [H, size[1], 3]
+    return _fused(up, rows[above], down * rows[below])
 
 
 def _taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -263,10 +274,9 @@ def _taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     return first, np.minimum(first + 1, source - 1), position - first.astype(np.float32)
 
 
-def _mix(first: NDArray[Any], second: NDArray[Any], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(1 - weight) * first + weight * second in fp32 with one fused multiply-add, spelt out in float64."""
-    product = weight * second.astype(np.float32)
-    return ((np.float32(1) - weight) * first.astype(np.float64) + product).astype(np.float32)
+def _fused(weight: NDArray[np.float32], value: NDArray[Any], summand: NDArray[np.float32]) -> NDArray[np.float32]:
+    """weight * value + summand, rounded once to float32: the product of two float32 is exact in float64."""
+    return (weight.astype(np.float64) * value + summand).astype(np.float32)
 
 
 def _fit_and_pad(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -102,8 +102,9 @@ def _join(processed: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
     indices = []
     patches = 0
     for arrays in processed:
-        pooled = arrays["pooled_patches_idx"]
-        indices.append(np.where(pooled >= 0, pooled + patches, pooled))
+        # Empty slots (-1) move on too, as in the release and its training: after the first picture they point at the last
+        # patch of the picture before.
+        indices.append(arrays["pooled_patches_idx"] + patches)
         patches += arrays["images"].shape[0] * arrays["images"].shape[1]
     return {
         "images": torch.from_numpy(np.concatenate([arrays["images"] for arrays in processed])).unsqueeze(0),
