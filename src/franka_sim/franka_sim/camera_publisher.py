@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import mujoco
 from builtin_interfaces.msg import Time
 from molmoact_ros.images import array_to_compressed, array_to_image
 from molmoact_ros.node import ManagedNode
 from molmoact_ros.qos import qos_profile
+from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from franka_sim.cameras import DepthSensor, Intrinsics, RgbdCamera
@@ -21,6 +20,7 @@ from franka_sim.transforms import optical_frame
 # The driver's publishers are SYSTEM_DEFAULT: reliable, keep last. The depth lets a subscriber be some frames late without loss.
 IMAGE_QOS = qos_profile("reliable", depth=5)
 JPEG_QUALITY = 90
+STOP_LATENCY_S = 0.1  # how late a thread without work notices that it shall end
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,97 @@ def camera_info(intrinsics: Intrinsics, frame_id: str) -> CameraInfo:
 class CameraPublisher:
     """Renders and publishes what somebody subscribes to: a picture nobody asked for costs nothing.
 
-    `offer` hands over the newest state. While a frame is being rendered the next one waits, and is replaced by a newer
-    one (`skipped` counts those); with `wait` a caller lets the camera catch up instead.
+    `offer` hands over the newest state. A state that waits for its turn while the one before is rendered is replaced by
+    the next (`skipped` counts those); `wait` lets the camera catch up instead.
     """
 
     def __init__(
         self, node: ManagedNode, simulation: Simulation, settings: CameraSettings, sensor: SensorConfig, seed: int
     ) -> None:
-        """Raises franka_sim.errors.ConfigurationError for an unknown camera or a bad size, and whatever OpenGL does."""
+        """Raises franka_sim.errors.ConfigurationError for a camera the model does not have and for a bad size."""
         self.settings = settings
+        self.published = 0
+        self.skipped = 0
+        self._simulation = simulation
         self._camera = RgbdCamera(simulation.model, settings.name, settings.width, settings.height)
         self._sensor = DepthSensor(sensor, seed)
         self._info = camera_info(self._camera.intrinsics, optical_frame(settings.name))
-        self._spare = [mujoco.MjData(simulation.model) for _ in range(3)]  # one rendered, one waiting, one being filled
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._waiting: tuple[Time, mujoco.MjData] | None = None
-        self._busy = False
-        self.published = 0
-        self.skipped = 0
+        self._changed = threading.Condition()
+        self._waiting: Time | None = None  # stamp of the state in _offered
+        self._rendering = False
+        self._offered, self._shown = simulation.copy_data(), simulation.copy_data()
         self._create_publishers(node)
         # An OpenGL context belongs to one thread, from the first picture to the last.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"camera {settings.name}")
-        try:
-            self._thread.submit(self._camera.colour, simulation.copy_data()).result()
-        except BaseException:
-            self.close()
-            raise
+        node.spawn(f"camera '{settings.name}'", self._run)
+
+    def offer(self, stamp: Time) -> None:
+        """Show the state of this moment as soon as possible. For the physics thread, between two steps."""
+        if not any(publisher.get_subscription_count() for publisher in self._publishers):
+            return
+        with self._changed:
+            self.skipped += self._waiting is not None
+            self._simulation.copy_data(self._offered)
+            self._waiting = stamp
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once everything offered has been published; False after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and not self._rendering, timeout_s)
 
     def _create_publishers(self, node: ManagedNode) -> None:
-        def publisher(kind: type, topic: str):
+        def publisher(kind: type, topic: str) -> Publisher:
             return node.create_publisher(kind, f"camera/{self.settings.name}/{topic}", IMAGE_QOS)
 
         self._colour = publisher(Image, "color/image_raw")
         self._colour_info = publisher(CameraInfo, "color/camera_info")
-        self._compressed = (
-            publisher(CompressedImage, "color/image_raw/compressed") if self.settings.compressed else None
-        )
-        self._depth = publisher(Image, "aligned_depth_to_color/image_raw") if self.settings.depth else None
-        self._depth_info = publisher(CameraInfo, "aligned_depth_to_color/camera_info") if self.settings.depth else None
+        self._publishers = [self._colour, self._colour_info]
+        if self.settings.compressed:
+            self._compressed = publisher(CompressedImage, "color/image_raw/compressed")
+            self._publishers.append(self._compressed)
+        if self.settings.depth:
+            self._depth = publisher(Image, "aligned_depth_to_color/image_raw")
+            self._depth_info = publisher(CameraInfo, "aligned_depth_to_color/camera_info")
+            self._publishers += [self._depth, self._depth_info]
+
+    def _run(self, stop: threading.Event) -> None:
+        with self._camera:
+            while not stop.is_set():
+                stamp = self._take()
+                if stamp is None:
+                    continue
+                self._publish(stamp)
+                with self._changed:
+                    self._rendering = False
+                    self._changed.notify_all()
+
+    def _take(self) -> Time | None:
+        """The stamp of the state offered last, which is in `_shown` from now on; None when there was none for a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None, STOP_LATENCY_S)
+            stamp, self._waiting = self._waiting, None
+            if stamp is not None:
+                self._offered, self._shown = self._shown, self._offered
+                self._rendering = True
+            return stamp
+
+    def _publish(self, stamp: Time) -> None:
+        self._info.header.stamp = stamp
+        frame = self._info.header.frame_id
+        raw = self._colour.get_subscription_count() > 0
+        jpeg = self.settings.compressed and self._compressed.get_subscription_count() > 0
+        depth = self.settings.depth and self._depth.get_subscription_count() > 0
+        if depth:
+            picture, distances = self._camera.render(self._shown)
+        elif raw or jpeg:
+            picture = self._camera.colour(self._shown)
+        if raw:
+            self._colour.publish(array_to_image(picture, "rgb8", stamp, frame))
+        if jpeg:
+            self._compressed.publish(array_to_compressed(picture, "jpeg", JPEG_QUALITY, stamp, frame))
+        self._colour_info.publish(self._info)
+        if depth:
+            self._depth.publish(array_to_image(self._sensor.measure(distances), "16UC1", stamp, frame))
+        if self.settings.depth:
+            self._depth_info.publish(self._info)
+        self.published += 1
