@@ -77,7 +77,9 @@ def array_to_image(picture: np.ndarray, encoding: str, stamp: Time | None = None
     dtype, channels = _ENCODINGS[encoding]
     shape = picture.shape if channels > 1 else (*picture.shape, 1)
     if len(shape) != 3 or shape[2] != channels or picture.dtype != dtype:
-        raise ImageError(f"array {picture.dtype}{list(picture.shape)} is no {encoding} image ({dtype}, {channels} channels)")
+        raise ImageError(
+            f"array {picture.dtype}{list(picture.shape)} is no {encoding} image ({dtype}, {channels} channels)"
+        )
     message = Image(height=shape[0], width=shape[1], encoding=encoding, step=shape[1] * channels * dtype.itemsize)
     _stamp(message, stamp, frame_id)
     message.is_bigendian = int(sys.byteorder == "big")

@@ -24,6 +24,7 @@ import rclpy
 from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.action import ActionClient, ActionServer
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
@@ -39,8 +40,10 @@ EXECUTOR_THREADS = 4
 # Without news from discovery for this long, the graph counts as known. Longer finds slow peers, shorter starts faster.
 GRAPH_QUIET_S = 0.3
 GRAPH_TIMEOUT_S = 1.0
-# A killed node stays in the graph until its lease ends; a namesake may be such a ghost, so it gets this long to go.
-NAMESAKE_TIMEOUT_S = 5.0
+# A peer may be silent for the middleware's announcement period (3 s by default). So long after `configure` a node
+# still ends itself when it finds an older one of its name; later it is itself the older one.
+NAMESAKE_WATCH_S = 4.0
+NAMESAKE_PERIOD_S = 0.5
 GRAPH_POLL_S = 0.05
 # A worker may be inside a call that cannot be interrupted; the robot is already holding by then.
 WORKER_STOP_TIMEOUT_S = 2.0
@@ -187,9 +190,7 @@ class ManagedNode(LifecycleNode):
             self._undo_configure()
             return TransitionCallbackReturn.SUCCESS
 
-    def _attempt(
-        self, transition: str, step: Callable[[], None], undo: Callable[[], None]
-    ) -> TransitionCallbackReturn:
+    def _attempt(self, transition: str, step: Callable[[], None], undo: Callable[[], None]) -> TransitionCallbackReturn:
         try:
             step()
         except Exception as error:
@@ -249,18 +250,24 @@ class ManagedNode(LifecycleNode):
 
     def _refuse_namesake(self) -> None:
         self._wait_for_graph()
-        deadline = time.monotonic() + NAMESAKE_TIMEOUT_S
         if self._namesakes() > 1:
-            self.get_logger().warning(
-                f"another node is named '{self.get_fully_qualified_name()}'; waiting {NAMESAKE_TIMEOUT_S} s for it to go"
-            )
-        while self._namesakes() > 1:
-            if time.monotonic() > deadline:
-                raise ConfigurationError(
-                    f"another node named '{self.get_fully_qualified_name()}' is running in ROS domain "
-                    f"{self.context.get_domain_id()}: end it, or give one of the two another name or ROS_DOMAIN_ID"
-                )
-            time.sleep(GRAPH_POLL_S)
+            raise ConfigurationError(self._namesake_complaint())
+        self._namesake_deadline = time.monotonic() + NAMESAKE_WATCH_S
+        self._namesake_timer = self.create_timer(
+            NAMESAKE_PERIOD_S, self._watch_for_namesake, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    def _watch_for_namesake(self) -> None:
+        if self._namesakes() > 1:
+            self.fail(self._namesake_complaint())
+        if self.failure or time.monotonic() > self._namesake_deadline:
+            self._namesake_timer.cancel()
+
+    def _namesake_complaint(self) -> str:
+        return (
+            f"another node named '{self.get_fully_qualified_name()}' is running in ROS domain "
+            f"{self.context.get_domain_id()}: end it, or give one of the two another name or ROS_DOMAIN_ID"
+        )
 
     def _namesakes(self) -> int:
         return self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
