@@ -91,13 +91,13 @@ class ScriptedOperator:
     def rollout(self, view: SceneView, steps: int) -> tuple[list[Step], list[np.ndarray]]:
         """The plan from a view: at most `steps` steps, fewer when the task is done before, and the TCP after each.
 
-        Kinematic: the tool goes where it is told, the fingers move at their full speed, a held or pushed cube goes along.
+        Kinematic: the tool goes where it is told, the fingers move at `hand_speed`, a held or pushed cube goes along.
         """
         plan: list[Step] = []
         positions: list[np.ndarray] = []
         while len(plan) < steps and not self.done(view):
             step = self.step(view)
-            view = self._imagine(view, step)
+            view = self.imagine(view, step)
             plan.append(step)
             positions.append(view.position)
         return plan, positions
@@ -207,12 +207,12 @@ class ScriptedOperator:
             goal = np.array([*view.position[:2], goal[2]])
         return _Goal(goal, yaw, gripper)
 
-    def _imagine(self, view: SceneView, step: Step) -> SceneView:
+    def imagine(self, view: SceneView, step: Step) -> SceneView:
         """The view after a step, if everything goes to plan."""
         cube, cube_rotation = view.objects[self._task.cube_name]
         turn = matrix_from_vector(step.rotation)
         position, rotation = view.position + step.translation, turn @ view.rotation
-        travel = self._scene.gripper.maximum_speed * self._config.step_period
+        travel = self._config.hand_speed * self._config.step_period
         inside = np.all(np.abs(view.rotation.T @ (cube - view.position)) < self._config.in_hand)
         if step.gripper == OPEN:
             width = min(view.gripper_width + travel, self._scene.gripper.maximum_width)

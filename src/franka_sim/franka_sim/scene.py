@@ -151,6 +151,7 @@ class OperatorConfig:
     tolerance: float
     in_hand: tuple[float, float, float]
     open_width: float
+    hand_speed: float
     closed_width: float
     retry_height: float
     lift_height: float
