@@ -1,7 +1,7 @@
 """What can go wrong between a checkpoint directory and an action, by name."""
 
 
-class PolicyError(Exception):
+class PolicyError(ValueError):
     """Base of every error this package raises on purpose."""
 
 
@@ -11,6 +11,10 @@ class CheckpointError(PolicyError):
 
 class ObservationError(PolicyError):
     """Images, instruction or trace that must not reach the model."""
+
+
+class EmbodimentError(PolicyError):
+    """An embodiment file whose entry is missing, incomplete or wrong."""
 
 
 class ReplyError(PolicyError):
