@@ -15,7 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from molmoact_policy.errors import CheckpointError
 from molmoact_policy.symbols import SYMBOLS
 
-__all__ = ["BIN_OF", "SYMBOLS", "ActionStatistics", "decode_bins", "encode_bins", "format_actions", "statistics_of"]
+__all__ = [
+    "BIN_OF",
+    "SYMBOLS",
+    "ActionStatistics",
+    "decode_bins",
+    "encode_bins",
+    "format_actions",
+    "format_bins",
+    "released_preprocessing",
+    "statistics_of",
+]
 
 BIN_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
 
@@ -40,7 +50,7 @@ class ActionStatistics:
     mask: NDArray[np.bool_]
 
     @property
-    def dimensions(self) -> int:
+    def dim(self) -> int:
         """Degrees of freedom of one action row."""
         return len(self.q01)
 
@@ -53,20 +63,22 @@ class ActionStatistics:
             key = next(iter(norm_stats))
         if key not in norm_stats:
             raise CheckpointError(f"unnorm_key {key!r} is not in norm_stats, which has {list(norm_stats)}")
-        action = norm_stats[key].get("action", {})
-        if "q01" not in action or "q99" not in action:
-            raise CheckpointError(f"norm_stats[{key!r}]['action'] lacks q01 or q99; it has {list(action)}")
-        dimensions = len(action["q01"])
+        try:
+            return cls._from_action(key, norm_stats[key]["action"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"norm_stats[{key!r}]['action']: {error!s}") from error
+
+    @classmethod
+    def _from_action(cls, key: str, action: Mapping[str, Any]) -> ActionStatistics:
+        dim = len(action["q01"])
         for name, values in action.items():
-            if isinstance(values, Sequence) and len(values) != dimensions:
-                raise CheckpointError(
-                    f"norm_stats[{key!r}]['action']: {name} has {len(values)} values, expected {dimensions} as in q01"
-                )
-        mask = np.array(action.get("mask", [True] * dimensions), np.bool_)
+            if len(values) != dim:
+                raise ValueError(f"{name} has {len(values)} values, expected {dim} as in q01")
+        mask = np.array(action.get("mask", [True] * dim), np.bool_)
         mask[-1:] = False
         q01, q99 = (np.array(action[name], np.float32) for name in ("q01", "q99"))
-        if dimensions == 0 or not (np.isfinite(q01).all() and np.isfinite(q99).all()):
-            raise CheckpointError(f"norm_stats[{key!r}]['action']: q01 and q99 are empty or not finite")
+        if dim == 0 or not (np.isfinite(q01).all() and np.isfinite(q99).all()):
+            raise ValueError("q01 and q99 are empty or not finite")
         return cls(key, q01, q99, mask)
 
     def unnormalise(self, values: ArrayLike) -> NDArray[np.float64]:
@@ -74,18 +86,26 @@ class ActionStatistics:
         values = np.asarray(values, np.float64)
         return np.where(self.mask, 0.5 * (values + 1) * (self.q99 - self.q01) + self.q01, values)
 
-    def normalise(self, actions: ArrayLike) -> NDArray[np.float32]:
-        """[..., D] in the dataset's units to what is encoded, as the released preprocessing does it.
+    def normalise(self, actions: ArrayLike) -> NDArray[np.float64]:
+        """[..., D] in the dataset's units to -1..1: what `unnormalise` takes back, but for clipping."""
+        actions = np.asarray(actions, np.float64)
+        span = np.where(self.q99 > self.q01, self.q99 - self.q01, np.inf)  # a dimension that never changes becomes 0
+        scaled = np.where(np.isinf(span), 0.0, 2 * (actions - self.q01) / span - 1)
+        return np.where(self.mask, scaled, actions).clip(-1, 1)
 
-        The first six dimensions to -1..1 (0 where q01 and q99 coincide), the gripper inverted (1 - a), the rest as is.
-        """
-        actions = np.asarray(actions, np.float32)
-        normalised = actions.copy()
-        low, high = self.q01[:GRIPPER], self.q99[:GRIPPER]
-        scaled = 2 * (actions[..., :GRIPPER] - low) / (high - low + np.float32(1e-8)) - 1
-        normalised[..., :GRIPPER] = np.where(np.isclose(high, low), 0, scaled.clip(-1, 1))
-        normalised[..., GRIPPER] = 1 - actions[..., GRIPPER]
-        return normalised
+
+def released_preprocessing(actions: ArrayLike, statistics: ActionStatistics) -> NDArray[np.float32]:
+    """[..., D] in the dataset's units to what the released data preprocessing encodes, which its own parser does not undo:
+
+    the first six dimensions scaled to -1..1, the gripper inverted (1 - a), everything after it as it is.
+    """
+    actions = np.asarray(actions, np.float32)
+    normalised = actions.copy()
+    low, high = statistics.q01[:GRIPPER], statistics.q99[:GRIPPER]
+    scaled = 2 * (actions[..., :GRIPPER] - low) / (high - low + np.float32(1e-8)) - 1
+    normalised[..., :GRIPPER] = np.where(np.isclose(high, low), 0, scaled.clip(-1, 1))
+    normalised[..., GRIPPER] = 1 - actions[..., GRIPPER]
+    return normalised
 
 
 def encode_bins(values: ArrayLike) -> NDArray[np.int64]:
@@ -98,12 +118,16 @@ def decode_bins(bins: ArrayLike) -> NDArray[np.float64]:
     return CENTRES[np.clip(bins, 0, len(CENTRES) - 1)]
 
 
-def format_actions(bins: ArrayLike) -> str:
-    """Bins [D] or [N, D] as the model writes them: [s, s, ...] or [[s, ...], ...]."""
+def format_actions(actions: ArrayLike, statistics: ActionStatistics) -> str:
+    """Actions [D] or [N, D] in the dataset's units as the model writes them; `reply.parse_actions` reads them back."""
+    return format_bins(encode_bins(statistics.normalise(actions)))
+
+
+def format_bins(bins: ArrayLike) -> str:
+    """Bins [D] or [N, D] as text: [s, s, ...] or [[s, ...], ...]."""
     bins = np.asarray(bins)
-    if bins.ndim == 1:
-        return "[" + ", ".join(SYMBOLS[number] for number in bins) + "]"
-    return "[" + ", ".join(format_actions(row) for row in bins) + "]"
+    parts = [SYMBOLS[number] for number in bins] if bins.ndim == 1 else [format_bins(row) for row in bins]
+    return "[" + ", ".join(parts) + "]"
 
 
 def statistics_of(actions: ArrayLike) -> dict[str, Any]:

@@ -8,7 +8,9 @@ it accepts a complete, well-formed reply or says why not.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +41,18 @@ class Reply:
     actions: NDArray[np.float64]  # [N, D] in the dataset's units
 
 
-def parse_actions(text: str, statistics: ActionStatistics) -> NDArray[np.float64]:
+def parse_actions(
+    text: str, statistics: ActionStatistics, ordinary_tokens: Container[str] = frozenset()
+) -> NDArray[np.float64]:
     """All action rows found anywhere in the text, in order, [N, D] in the dataset's units; official semantics.
 
-    A row is an innermost [...] group of exactly D parts that are not plain ASCII. An unknown part is read as bin 0.
+    A row is an innermost [...] group of exactly D parts that are not plain ASCII. A part that is no symbol is read as bin
+    0, or as bin 254 when it is one of Qwen2's `ordinary_tokens`: only who minds the difference has to know them.
     """
     rows = [_parts(group) for group in INNERMOST.findall(text)]
-    rows = [row for row in rows if len(row) == statistics.dimensions and not all(part.isascii() for part in row)]
-    bins = np.array([[BIN_OF.get(part, 0) for part in row] for row in rows], np.int64)
-    return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dimensions)))
+    rows = [row for row in rows if len(row) == statistics.dim and not all(part.isascii() for part in row)]
+    bins = np.array([[BIN_OF.get(part, 254 if part in ordinary_tokens else 0) for part in row] for row in rows], int)
+    return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dim)))
 
 
 def parse_traces(text: str) -> list[list[list[int | float]]]:
@@ -81,7 +86,7 @@ def parse_reply(text: str, statistics: ActionStatistics, *, steered: bool = Fals
     return Reply(depth_codes, trace, actions)
 
 
-def _attempt(problems: list[str], parse, *arguments):
+def _attempt(problems: list[str], parse: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return parse(*arguments)
     except ReplyError as error:
@@ -129,8 +134,8 @@ def _strict_actions(text: str, statistics: ActionStatistics, rows: int | None) -
         raise ReplyError(f"action: {len(groups)} rows, expected {rows}")
     bins = [[_bin(part, i) for part in group] for i, group in enumerate(groups)]
     for i, row in enumerate(bins):
-        if len(row) != statistics.dimensions:
-            raise ReplyError(f"action: row {i} has {len(row)} values, expected {statistics.dimensions}")
+        if len(row) != statistics.dim:
+            raise ReplyError(f"action: row {i} has {len(row)} values, expected {statistics.dim}")
     return statistics.unnormalise(decode_bins(np.array(bins)))
 
 
