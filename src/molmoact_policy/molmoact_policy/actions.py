@@ -22,7 +22,6 @@ __all__ = [
     "decode_bins",
     "encode_bins",
     "format_actions",
-    "format_bins",
     "released_preprocessing",
     "statistics_of",
 ]
@@ -50,7 +49,7 @@ class ActionStatistics:
     mask: NDArray[np.bool_]
 
     @property
-    def dim(self) -> int:
+    def dimensions(self) -> int:
         """Degrees of freedom of one action row."""
         return len(self.q01)
 
@@ -118,15 +117,10 @@ def decode_bins(bins: ArrayLike) -> NDArray[np.float64]:
     return CENTRES[np.clip(bins, 0, len(CENTRES) - 1)]
 
 
-def format_actions(actions: ArrayLike, statistics: ActionStatistics) -> str:
-    """Actions [D] or [N, D] in the dataset's units as the model writes them; `reply.parse_actions` reads them back."""
-    return format_bins(encode_bins(statistics.normalise(actions)))
-
-
-def format_bins(bins: ArrayLike) -> str:
-    """Bins [D] or [N, D] as text: [s, s, ...] or [[s, ...], ...]."""
+def format_actions(bins: ArrayLike) -> str:
+    """Bins [D] or [N, D] as the model writes them: [s, s, ...] or [[s, ...], ...]."""
     bins = np.asarray(bins)
-    parts = [SYMBOLS[number] for number in bins] if bins.ndim == 1 else [format_bins(row) for row in bins]
+    parts = [SYMBOLS[number] for number in bins] if bins.ndim == 1 else [format_actions(row) for row in bins]
     return "[" + ", ".join(parts) + "]"
 
 

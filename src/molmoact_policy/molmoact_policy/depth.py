@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,15 @@ class DepthConfig:
         if ratio < 2 or ratio & (ratio - 1):
             raise CheckpointError(f"depth VQVAE: downsample_ratio is {ratio}, expected a power of two")
         return cls(**chosen)
+
+
+class Reconstruction(NamedTuple):
+    """What training looks at: the loss to minimise, its reconstruction part, the decoded maps and the codes."""
+
+    loss: Tensor
+    reconstruction_loss: Tensor
+    decoded: Tensor  # [B, 1, H, W]
+    codes: Tensor  # int64 [B, h, w]
 
 
 class ResidualBlock(nn.Module):
@@ -121,18 +130,18 @@ class DepthVQVAE(nn.Module):
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(widths[0], c.channels, 1))
         self._vq_vae = Codebook(c.num_tokens, c.codebook_dim)
 
-    def forward(self, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """One training step's forward on [B, 1, H, W]: the decoded maps and the commitment loss, already weighted.
-
-        The release minimises their mean squared error plus that loss. In train mode the codebook follows the encoder.
-        """
+    def forward(self, depth: Tensor) -> Reconstruction:
+        """One training step's forward on [B, 1, H, W]: straight-through codes; in train mode the codebook follows."""
         encoded = self.encoder(depth).permute(0, 2, 3, 1)  # [B, h, w, size]
         codes = self._vq_vae.nearest(encoded)
         if self.training:
             self._vq_vae.follow(encoded.detach(), codes)
         quantised = self._vq_vae.look_up(codes)
-        passed = encoded + (quantised - encoded).detach()  # straight through: the decoder's gradient, unchanged
-        return self.decoder(passed.permute(0, 3, 1, 2)), COMMITMENT * F.mse_loss(encoded, quantised)
+        commitment = F.mse_loss(encoded, quantised)
+        passed = encoded + (quantised - encoded).detach()  # the decoder's gradient reaches the encoder unchanged
+        decoded = self.decoder(passed.permute(0, 3, 1, 2))
+        reconstruction = F.mse_loss(decoded, depth)
+        return Reconstruction(reconstruction + COMMITMENT * commitment, reconstruction, decoded, codes)
 
     def encode(self, depth: Tensor) -> Tensor:
         """[B, 1, H, W] in 0..1 -> int64 [B, h, w]."""

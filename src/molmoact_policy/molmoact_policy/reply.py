@@ -52,7 +52,7 @@ def parse_actions(
     rows = [_parts(group) for group in INNERMOST.findall(text)]
     rows = [row for row in rows if len(row) == statistics.dim and not all(part.isascii() for part in row)]
     bins = np.array([[BIN_OF.get(part, 254 if part in ordinary_tokens else 0) for part in row] for row in rows], int)
-    return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dim)))
+    return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dimensions)))
 
 
 def parse_traces(text: str) -> list[list[list[int | float]]]:
@@ -134,8 +134,8 @@ def _strict_actions(text: str, statistics: ActionStatistics, rows: int | None) -
         raise ReplyError(f"action: {len(groups)} rows, expected {rows}")
     bins = [[_bin(part, i) for part in group] for i, group in enumerate(groups)]
     for i, row in enumerate(bins):
-        if len(row) != statistics.dim:
-            raise ReplyError(f"action: row {i} has {len(row)} values, expected {statistics.dim}")
+        if len(row) != statistics.dimensions:
+            raise ReplyError(f"action: row {i} has {len(row)} values, expected {statistics.dimensions}")
     return statistics.unnormalise(decode_bins(np.array(bins)))
 
 
