@@ -1,0 +1,184 @@
+"""An untrained nano checkpoint: the official directory layout and classes with a few million parameters and a small tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from molmoact_policy.actions import SYMBOLS
+from molmoact_policy.images import ImageProcessor
+from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_policy.processor import Processor
+from molmoact_policy.prompts import chat, reasoning_prompt, reasoning_reply, steering_prompt, steering_reply
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+DEPTH_TOKENS = ["<DEPTH_START>", "<DEPTH_END>", *(f"<DEPTH_{code}>" for code in range(128))]
+IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_low>"]
+VOCABULARY_SIZE = 1152  # rows of the embedding and the head; the image tokens follow it, as in the release
+INSTRUCTION_WORDS = (
+    "pick up put push close open move place the a on in to of left right red green blue yellow purple orange white black "
+    "cube block bowl plate box table"
+).split()
+HOLE = "\x00"
+CHECKPOINT_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "embodiment.yaml")
+
+
+def text_pieces(images: int) -> list[str]:
+    """Fixed text of prompts and replies between their variable parts: one token each, so that no time goes into known text."""
+    texts = [
+        chat(reasoning_prompt(HOLE, images)),
+        chat(steering_prompt(HOLE, images)),
+        " " + reasoning_reply(HOLE, HOLE, HOLE),
+        " " + steering_reply(HOLE),
+    ]
+    return [piece for text in texts for piece in text.split(HOLE) if len(piece) > 1]
+
+
+def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
+    """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each; any other text is bytes.
+
+    All ordinary pieces score the same, so the segmentation is the one with the fewest tokens. Ids follow the release's build order:
+    ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
+    """
+    characters = [chr(code) for code in range(0x20, 0x7F)]
+    words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]
+    numbers = [str(number) for number in range(10, 256)]
+    brackets = [", ", "], [", "[[", "]]"]
+    prefixes = [f"Image {index}" for index in range(1, 5)]
+    pieces = dict.fromkeys([*characters, *words, *numbers, *brackets, *prefixes, *text_pieces(images), *SYMBOLS])
+    vocabulary = [(END_OF_TEXT, 0.0)]
+    vocabulary += [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
+    vocabulary += [(piece, -1.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in DEPTH_TOKENS])
+    fillers = VOCABULARY_SIZE - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([AddedToken(f"|<EXTRA_TOKENS_{index}>|", normalized=False) for index in range(fillers)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in [END_OF_TEXT, *IMAGE_TOKENS]])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="left"
+    )
+
+
+def build_config(model: dict, tokenizer: PreTrainedTokenizerFast) -> MolmoActConfig:
+    """`model` is that section of config/training/nano.yaml."""
+    crop, patch = model["crop"], model["patch"]
+    vision, language = model["vision"], model["language"]
+    return MolmoActConfig(
+        vit_config={
+            "hidden_size": vision["hidden"],
+            "intermediate_size": vision["mlp"],
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["heads"],
+            "num_key_value_heads": vision["heads"],
+            "head_dim": vision["hidden"] // vision["heads"],
+            "image_default_input_size": [crop, crop],
+            "image_patch_size": patch,
+            "image_num_pos": (crop // patch) ** 2,
+        },
+        adapter_config={
+            "vit_layers": vision["taps"],
+            "hidden_size": vision["hidden"],
+            "num_attention_heads": vision["heads"],
+            "num_key_value_heads": vision["heads"],
+            "head_dim": vision["hidden"] // vision["heads"],
+            "intermediate_size": model["connector_mlp"],
+            "text_hidden_size": language["hidden"],
+        },
+        llm_config={
+            "hidden_size": language["hidden"],
+            "intermediate_size": language["mlp"],
+            "num_hidden_layers": language["layers"],
+            "num_attention_heads": language["heads"],
+            "num_key_value_heads": language["kv_heads"],
+            "head_dim": language["hidden"] // language["heads"],
+            "vocab_size": VOCABULARY_SIZE,
+            "additional_vocab_size": len(IMAGE_TOKENS),
+        },
+        image_patch_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+EMBODIMENT = {
+    "nano": {
+        "frame": "base",
+        "rotation": "rotation_vector",
+        "translation_scale": 1.0,
+        "rotation_scale": 1.0,
+        "gripper_open": "high",
+        "step_period": 0.1,
+        "image_size": [320, 240],
+        "cameras": ["front", "wrist"],
+        "confirmed": True,
+    }
+}
+
+
+def build_image_processor(model: dict) -> ImageProcessor:
+    """One square crop, without the release's tiling of large images; `model` as in `build_config`."""
+    return ImageProcessor(
+        "siglip2",
+        max_crops=1,
+        max_multi_image_crops=1,
+        overlap_margins=(0, 0),
+        base_image_input_size=(model["crop"], model["crop"]),
+        image_patch_size=model["patch"],
+    )
+
+
+def create(model: dict, directory: Path, seed: int = 0) -> None:
+    """Write an untrained checkpoint to `directory`; `model` is that section of config/training/nano.yaml."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(images=len(EMBODIMENT["nano"]["cameras"]))
+    Processor(build_image_processor(model), tokenizer).save_pretrained(directory)
+    torch.manual_seed(seed)
+    MolmoActForActionReasoning(build_config(model, tokenizer)).save_pretrained(directory)
+    (directory / "embodiment.yaml").write_text(yaml.safe_dump(EMBODIMENT, sort_keys=False))
+
+
+def finish(untrained: Path, state: Path, vqvae: Path, statistics: Path, out: Path) -> None:
+    """Write the trained checkpoint: the averaged weights of `state`, the depth VQVAE and the dataset's statistics."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in CHECKPOINT_FILES:
+        shutil.copy(untrained / name, out / name)
+    model = MolmoActForActionReasoning.from_pretrained(untrained, dtype=torch.float32)
+    averaged = torch.load(state, weights_only=True)["average"]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(averaged[name])
+    model.config.norm_stats = json.loads(statistics.read_text())
+    model.to(torch.bfloat16).save_pretrained(out)
+    shutil.copytree(vqvae, out / "depth_vqvae", dirs_exist_ok=True)
+    shutil.copy(statistics, out / "dataset_statistics.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    created = commands.add_parser("create", help="write an untrained checkpoint")
+    created.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
+    created.add_argument("--out", type=Path, required=True)
+    finished = commands.add_parser("finish", help="write the trained checkpoint")
+    finished.add_argument("--untrained", type=Path, required=True)
+    finished.add_argument("--run", type=Path, required=True, help="output of molmoact_training.train")
+    finished.add_argument("--vqvae", type=Path, required=True)
+    finished.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "create":
+        create(yaml.safe_load(arguments.config.read_text())["model"], arguments.out)
+    else:
+        run = arguments.run
+        finish(arguments.untrained, run / "last.pt", arguments.vqvae, run / "dataset_statistics.json", arguments.out)
+
+
+if __name__ == "__main__":
+    main()

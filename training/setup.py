@@ -1,0 +1,17 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="molmoact_training",
+    version="0.1.0",
+    packages=find_packages(exclude=["test"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/molmoact_training"]),
+        ("share/molmoact_training", ["package.xml"]),
+    ],
+    install_requires=["setuptools", "numpy", "pillow", "pyyaml", "scipy", "tokenizers", "torch", "transformers"],
+    zip_safe=True,
+    maintainer="MolmoAct ROS maintainers",
+    maintainer_email="maintainers@molmoact-ros.org",
+    description="From demonstrations to a post-trained action reasoning model.",
+    license="Apache-2.0",
+)
