@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-# A longer pause between two targets starts a new path: the bridge was not running, or left out (see TargetPath).
-PATH_GAP_S = 0.2
+# A pause of more periods than this starts a new path: the bridge's clock stood still, or targets were left out.
+LONGEST_STEP_PERIODS = 1.5
 # By which finite differences of rounded poses and stamps may exceed a limit that was kept.
 RELATIVE_TOLERANCE = 0.02
 ABSOLUTE_TOLERANCE_M = 1e-6
@@ -24,8 +24,8 @@ _Z_95 = 1.959964
 class TargetPath:
     """Targets that the arm had to follow, as they were published.
 
-    times [N] s, by their stamps; positions [N, 3] m; quaternions [N, 4] x y z w; distances [N] m to the measured
-    pose, NaN where that is not known.
+    times [N] s, by their stamps, from the first one on; positions [N, 3] m; quaternions [N, 4] x y z w; distances [N] m
+    to the measured pose, NaN where that is not known.
     """
 
     times: np.ndarray
@@ -114,7 +114,8 @@ def _divided_difference_norms(times: np.ndarray, values: np.ndarray, degree: int
 
 
 def _stretches(times: np.ndarray) -> list[slice]:
-    """Where the path has no gap and its stamps grow."""
+    """Where the stamps follow each other with the period most of them have."""
     steps = np.diff(times)
-    cuts = [0, *(np.flatnonzero((steps <= 0) | (steps > PATH_GAP_S)) + 1).tolist(), len(times)]
+    longest = LONGEST_STEP_PERIODS * float(np.median(steps)) if len(steps) else 0.0
+    cuts = [0, *(np.flatnonzero((steps <= 0) | (steps > longest)) + 1).tolist(), len(times)]
     return [slice(start, end) for start, end in pairwise(cuts) if end > start]

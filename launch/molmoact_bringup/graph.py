@@ -107,13 +107,11 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
         executable="policy",
         name="policy",
         parameter_files=(_parameter_file(config, "policy.yaml"), robot),
-        parameters=_without_empty(
-            {
-                "checkpoint": _absolute_if_directory(deployment.checkpoint),
-                "instruction": deployment.instruction,
-                "embodiments": str(_parameter_file(config, "embodiments.yaml")),
-            }
-        ),
+        parameters={
+            "checkpoint": _absolute_if_directory(deployment.checkpoint),
+            "instruction": deployment.instruction,
+            "embodiments": str(_parameter_file(config, "embodiments.yaml")),
+        },
     )
     bridge = NodeSpec(
         package="franka_bridge",
@@ -158,10 +156,6 @@ def _realsense(camera: str, serial: str, parameters: Path) -> NodeSpec:
 
 def _with_parameters(node: NodeSpec, **parameters: ParameterValue) -> NodeSpec:
     return replace(node, parameters={**node.parameters, **parameters})
-
-
-def _without_empty(parameters: Mapping[str, str]) -> dict[str, ParameterValue]:
-    return {name: value for name, value in parameters.items() if value != ""}
 
 
 def _absolute_if_directory(checkpoint: str) -> str:

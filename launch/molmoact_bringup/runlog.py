@@ -67,7 +67,7 @@ def messages(bag: Path, topics: tuple[str, ...]) -> Iterator[tuple[str, int, Any
 
 def read_run(bag: Path) -> RunLog:
     """Everything the summary needs, in one pass over the bag of a single arm's run."""
-    targets: list[tuple[int, float, list[float], list[float], float]] = []
+    targets: list[tuple[int, int, Any, list[float], float]] = []
     modes: list[tuple[int, int]] = []
     measured = np.full(3, np.nan)
     chunks: dict[int, float] = {}
@@ -90,15 +90,16 @@ def read_run(bag: Path) -> RunLog:
             distance = float(np.linalg.norm(position - measured))
             turn = message.pose.orientation
             quaternion = [turn.x, turn.y, turn.z, turn.w]
-            targets.append((received_ns, _seconds(message.header.stamp), position, quaternion, distance))
+            targets.append((received_ns, _nanoseconds(message.header.stamp), position, quaternion, distance))
         elif topic == "/franka_robot_state_broadcaster/robot_state":
             modes.append((received_ns, int(message.robot_mode)))
         elif topic == "/action_chunk":
-            chunks[message.sequence] = (_seconds(message.header.stamp) - _seconds(message.observation_stamp)) * 1e3
+            age_ns = _nanoseconds(message.header.stamp) - _nanoseconds(message.observation_stamp)
+            chunks[message.sequence] = age_ns / 1e6
         elif topic == "/reasoning":
             log.replies += 1
             log.replies_without_chunk += message.sequence == 0
-            model_ms[message.sequence] = _seconds(message.latency) * 1e3
+            model_ms[message.sequence] = _nanoseconds(message.latency) / 1e6
         else:
             status = message
     log.path = _path([target for target in targets if _moves(target[0], modes)])
@@ -111,11 +112,13 @@ def read_run(bag: Path) -> RunLog:
     return log
 
 
-def _path(targets: list[tuple[int, float, Any, Any, float]]) -> TargetPath:
+def _path(targets: list[tuple[int, int, Any, list[float], float]]) -> TargetPath:
     if not targets:
         return TargetPath(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 4)), np.zeros(0))
-    _, times, positions, quaternions, distances = zip(*targets, strict=True)
-    return TargetPath(np.array(times), np.array(positions), np.array(quaternions), np.array(distances))
+    _, stamps_ns, positions, quaternions, distances = zip(*targets, strict=True)
+    # From the first one on: seconds since 1970 are too coarse in a float for third differences.
+    times = (np.array(stamps_ns) - stamps_ns[0]) / 1e9
+    return TargetPath(times, np.array(positions), np.array(quaternions), np.array(distances))
 
 
 def _moves(received_ns: int, modes: list[tuple[int, int]]) -> bool:
@@ -126,8 +129,9 @@ def _moves(received_ns: int, modes: list[tuple[int, int]]) -> bool:
     return bool(around) and all(mode == MOVE for _, mode in around)
 
 
-def _seconds(stamp: Any) -> float:
-    return stamp.sec + stamp.nanosec * 1e-9
+def _nanoseconds(stamp: Any) -> int:
+    """Of a Time or a Duration."""
+    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
 
 
 def _vector(point: Any) -> np.ndarray:

