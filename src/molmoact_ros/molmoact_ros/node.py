@@ -76,7 +76,9 @@ class Worker:
         try:
             self._target(self._stop)
         except Exception as error:
-            self._node.fail(f"{self._name}: {_reason(error)}", error)
+            # What the work used may be gone when it overran its stop.
+            if not self._stop.is_set():
+                self._node.fail(f"{self._name}: {_reason(error)}", error)
 
 
 class ManagedNode(LifecycleNode):
@@ -136,7 +138,10 @@ class ManagedNode(LifecycleNode):
         return self._finalized
 
     def spawn(self, name: str, target: Callable[[threading.Event], None]) -> Worker:
-        """Run `target(stop)` in a thread. An exception in it ends the node with its reason."""
+        """Run `target(stop)` in a thread until it returns, at the latest before `tear_down`.
+
+        An exception in it ends the node with its reason.
+        """
         worker = Worker(self, name, target)
         self._workers.append(worker)
         return worker
@@ -222,10 +227,10 @@ class ManagedNode(LifecycleNode):
         self._logged("stop", lambda: self.stop(reason))
 
     def _undo_configure(self) -> None:
-        self._logged("tear_down", self.tear_down)
         for worker in self._workers:
             worker.stop()
         self._workers.clear()
+        self._logged("tear_down", self.tear_down)
         for destroy, entity in self._entities() - self._own_entities:
             destroy(entity)
         self._parameters_set.thaw()
