@@ -1,8 +1,8 @@
-"""How old an observation is when the bridge has its chunk, what the cameras lose, and how even the bridge's ticks are.
+"""How old an observation is when the bridge has its chunk, what the cameras lose, how even the bridge's ticks are.
 
 Runs the simulated system as `molmoact up` does and lets the policy act on one scene after another. Times of receipt
-are the middleware's, so this process being busy does not count. The model's own time is taken off. A camera's frame counts as
-published when its camera_info has come, which is too small to be lost with the picture. Writes
+are the middleware's, so this process being busy does not count. The model's own time is taken off. A camera's frame
+counts as published when its camera_info has come, which is too small to be lost with the picture. Writes
 benchmarks/results/latency.json.
 """
 
