@@ -50,7 +50,7 @@ def parse_actions(
     0, or as bin 254 when it is one of Qwen2's `ordinary_tokens`: only who minds the difference has to know them.
     """
     rows = [_parts(group) for group in INNERMOST.findall(text)]
-    rows = [row for row in rows if len(row) == statistics.dim and not all(part.isascii() for part in row)]
+    rows = [row for row in rows if len(row) == statistics.dimensions and not all(part.isascii() for part in row)]
     bins = np.array([[BIN_OF.get(part, 254 if part in ordinary_tokens else 0) for part in row] for row in rows], int)
     return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dimensions)))
 

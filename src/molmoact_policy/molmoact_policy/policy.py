@@ -1,0 +1,238 @@
+"""The policy: pictures and an instruction in, reasoning and a chunk of actions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from molmoact_policy.actions import ActionStatistics
+from molmoact_policy.checkpoint import CONFIG, locate
+from molmoact_policy.depth import DepthVQVAE, to_grey
+from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
+from molmoact_policy.errors import CheckpointError, ObservationError, ReplyError
+from molmoact_policy.images import PREPROCESSOR_CONFIG, check_rgb
+from molmoact_policy.model import MolmoActForActionReasoning
+from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
+from molmoact_policy.prompts import reasoning_prompt, steering_prompt
+from molmoact_policy.reply import MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
+from molmoact_policy.trace import draw_trace
+
+DEPTH_DIRECTORY = "depth_vqvae"
+REQUIRED_FILES = (CONFIG, TOKENIZER_FILE, PREPROCESSOR_CONFIG)
+
+# The release's limit for its multi-view checkpoints; a reply with a chunk of 8 rows takes about 430 Qwen tokens.
+MAX_NEW_TOKENS = 512
+MAX_INSTRUCTION_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the policy is shown.
+
+    images: uint8 RGB [H, W, 3], one per camera in the checkpoint's order; instruction: the task in words; trace: two to
+    five points (x, y) in 0..255 across and down the first image that the arm shall follow, or None to let it decide.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    instruction: str
+    trace: Sequence[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the policy thought and wants to do. Steered replies hold no depth codes and repeat the given trace."""
+
+    depth_codes: list[int]  # [100], row by row, 10 x 10
+    trace: list[tuple[int, int]]  # 1 to 5 points in 0..255 across and down the first image
+    actions: NDArray[np.float64]  # [N, D] in the dataset's units; embodiment.py turns them into metres and radians
+    text: str
+    token_ids: list[int]  # as generated, EOS included
+    latency: float  # s, from observation to prediction
+    forward_passes: int  # of the language model, the prefill included
+
+
+class Policy:
+    """A checkpoint, ready to act. Use `Policy.from_pretrained`. Not thread-safe: one observation at a time."""
+
+    def __init__(
+        self,
+        model: MolmoActForActionReasoning,
+        processor: Processor,
+        statistics: ActionStatistics,
+        *,
+        depth_vqvae: DepthVQVAE | None = None,
+        embodiment: Embodiment | None = None,
+        action_rows: int | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.statistics = statistics
+        self.depth_vqvae = depth_vqvae
+        self.embodiment = embodiment
+        self.action_rows = action_rows
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        unnorm_key: str | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        action_rows: int | None = None,
+        embodiment: Embodiment | None = None,
+    ) -> Policy:
+        """A checkpoint directory in the official layout, checked through before it is used.
+
+        unnorm_key: which of the checkpoint's statistics apply; None when it has one. device "auto": the GPU if there is
+        one. dtype "auto": as stored. action_rows: rows of every reply when known; another number is then refused.
+        embodiment: the conventions to use when the checkpoint brings no embodiment.yaml of its own.
+        Raises CheckpointError naming the file, tensor, key or size at fault, EmbodimentError for its embodiment.yaml.
+        """
+        directory = locate(directory)
+        missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+        if missing:
+            raise CheckpointError(f"checkpoint {directory}: {', '.join(missing)} missing")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        processor = Processor.from_pretrained(directory)
+        model = MolmoActForActionReasoning.from_pretrained(directory, dtype=dtype, device=device)
+        _check_fit(directory, model, processor)
+        statistics = ActionStatistics.from_norm_stats(model.config.norm_stats, unnorm_key)
+        if statistics.dimensions % ROW:
+            raise CheckpointError(
+                f"checkpoint {directory}: norm_stats[{statistics.key!r}] is for {statistics.dimensions} degrees of freedom, "
+                f"expected {ROW} per arm"
+            )
+        depth_vqvae = None
+        if (directory / DEPTH_DIRECTORY).is_dir():
+            depth_vqvae = DepthVQVAE.from_pretrained(directory / DEPTH_DIRECTORY)
+        if (directory / EMBODIMENT_FILE).is_file():
+            embodiment = Embodiment.from_file(directory / EMBODIMENT_FILE, statistics.key)
+        return cls(
+            model, processor, statistics, depth_vqvae=depth_vqvae, embodiment=embodiment, action_rows=action_rows
+        )
+
+    @torch.inference_mode()
+    def act(self, observation: Observation) -> Prediction:
+        """One reply by greedy decoding with transformers' own loop.
+
+        Raises ObservationError before the model runs, and ReplyError, with the parts that do parse, when the reply is not
+        complete and well-formed.
+        """
+        started = time.perf_counter()
+        images, prompt = self._prepare(observation)
+        # Several views go in as one numbered group; a single picture as the pretraining checkpoints saw it.
+        inputs = self.processor(images, prompt)
+        prompt_length = inputs["input_ids"].shape[1]
+        context = self.model.config.llm_config.max_position_embeddings
+        if prompt_length >= context:
+            raise ObservationError(f"prompt of {prompt_length} tokens does not fit the context of {context}")
+        output = self.model.generate(
+            **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+            max_new_tokens=min(MAX_NEW_TOKENS, context - prompt_length),
+            do_sample=False,
+            eos_token_id=self.processor.eos_id,
+            pad_token_id=self.processor.pad_id,
+        )
+        token_ids = output[0, prompt_length:].tolist()
+        return self._read(token_ids, observation, started)
+
+    def decode_depth(self, codes: Sequence[int]) -> NDArray[np.uint8] | None:
+        """Depth codes as a picture, uint8 [H, W], near is bright; None when the checkpoint has no depth VQVAE."""
+        if self.depth_vqvae is None:
+            return None
+        with torch.inference_mode():
+            decoded = self.depth_vqvae.decode(torch.tensor([list(codes)]))
+        return to_grey(decoded[0, 0])
+
+    def _prepare(self, observation: Observation) -> tuple[list[NDArray[np.uint8]], str]:
+        """Pictures as the model shall see them, and the question. Raises ObservationError."""
+        images = list(observation.images)
+        self._check_instruction(observation.instruction)
+        self._check_images(images)
+        if self.embodiment is not None and self.embodiment.image_size is not None:
+            images = [resize_image(image, self.embodiment.image_size) for image in images]
+        if observation.trace is None:
+            return images, reasoning_prompt(observation.instruction, len(images))
+        check_trace(observation.trace)
+        images[0] = draw_trace(images[0], observation.trace)
+        return images, steering_prompt(observation.instruction, len(images))
+
+    def _check_instruction(self, instruction: str) -> None:
+        if not instruction.strip():
+            raise ObservationError("instruction: is empty")
+        if len(instruction) > MAX_INSTRUCTION_LENGTH:
+            raise ObservationError(f"instruction: {len(instruction)} characters, at most {MAX_INSTRUCTION_LENGTH}")
+        reserved = {*IMAGE_TOKENS, *self.processor.tokenizer.all_special_tokens}
+        found = sorted(token for token in reserved if token in instruction)
+        if found:
+            raise ObservationError(f"instruction: holds the reserved tokens {', '.join(found)}")
+
+    def _check_images(self, images: list[NDArray[np.uint8]]) -> None:
+        if not images:
+            raise ObservationError("images: none given")
+        cameras = self.embodiment.cameras if self.embodiment is not None else ()
+        if cameras and len(images) != len(cameras):
+            raise ObservationError(f"images: {len(images)} given, expected {len(cameras)} ({', '.join(cameras)})")
+        for index, image in enumerate(images):
+            check_rgb(image, f"{cameras[index]} image" if cameras else f"image {index}")
+
+    def _read(self, token_ids: list[int], observation: Observation, started: float) -> Prediction:
+        text = self.processor.decode(token_ids)
+        steered = observation.trace is not None
+        given = [(int(x), int(y)) for x, y in observation.trace or ()]
+        try:
+            reply = parse_reply(text, self.statistics, steered=steered, rows=self.action_rows)
+            if token_ids[-1] != self.processor.eos_id:
+                raise ReplyError(f"reply: no end after {len(token_ids)} tokens", text, reply.depth_codes, reply.trace)
+        except ReplyError as error:
+            error.trace = given if steered else error.trace
+            raise
+        return Prediction(
+            depth_codes=reply.depth_codes or [],
+            trace=reply.trace or given,
+            actions=reply.actions,
+            text=text,
+            token_ids=token_ids,
+            latency=time.perf_counter() - started,
+            forward_passes=len(token_ids),
+        )
+
+
+def check_trace(trace: Sequence[tuple[int, int]]) -> None:
+    """Raises ObservationError unless the trace is two to five points in 0..255."""
+    if not 2 <= len(trace) <= MAX_TRACE_POINTS:
+        raise ObservationError(f"trace: {len(trace)} points, expected 2 to {MAX_TRACE_POINTS}")
+    for index, point in enumerate(trace):
+        if len(point) != 2 or not all(0 <= coordinate <= TRACE_RANGE for coordinate in point):
+            raise ObservationError(f"trace: point {index} is {tuple(point)}, expected x and y in 0..{TRACE_RANGE}")
+
+
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3] to `size` (width, height), PIL bilinear with antialiasing as in the release's mid-training."""
+    if (image.shape[1], image.shape[0]) == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _check_fit(directory: Path, model: MolmoActForActionReasoning, processor: Processor) -> None:
+    """The three parts of a checkpoint are about the same model."""
+    config, images = model.config, processor.image_processor
+    expected = {
+        f"{TOKENIZER_FILE}: id of <im_patch>": (processor.image_patch_id, config.image_patch_id),
+        f"{PREPROCESSOR_CONFIG}: image_patch_size": (images.patch_size, config.vit_config.image_patch_size),
+        f"{PREPROCESSOR_CONFIG}: base_image_input_size": (
+            [images.crop_size] * 2,
+            list(config.vit_config.image_default_input_size),
+        ),
+    }
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
+            raise CheckpointError(f"checkpoint {directory}: {name} is {found}, {CONFIG} has {wanted}")
