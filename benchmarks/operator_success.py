@@ -1,6 +1,6 @@
 """How often the scripted operator does each task in the physics, and how often with the hand held open.
 
-It acts as through a bridge: a target every 0.1 s from the measured pose, interpolated each millisecond, and gripper commands
+It acts as through a bridge: four steps of 0.1 s from the measured pose, interpolated, a moment to settle, and gripper commands
 by edges. Writes benchmarks/results/operator_success.json.
 """
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from franka_sim.operator import OPEN, SceneView, ScriptedOperator
+from franka_sim.operator import OPEN, SceneView, ScriptedOperator, Step
 from franka_sim.rotations import matrix_from_quaternion, matrix_from_vector, quaternion_from_matrix
 from franka_sim.scene import TIMESTEP_S
 from franka_sim.simulation import Simulation
 
 EPISODE_LIMIT_S = 20.0
+ROWS = 4  # of a plan, before the next look
+SETTLE_TIME_S = 0.15
 SEGMENTS = 10  # of a step; the target moves on at each
 
 
@@ -25,25 +27,34 @@ class Episode:
 
 
 class StepFollower:
-    """Applies 0.1 s steps to the first arm: moving targets from the measured pose, the gripper by edges."""
+    """Executes steps on the first arm: targets that move on every 10 ms, and the gripper by edges."""
 
     def __init__(self, simulation: Simulation):
         self._simulation = simulation
         self._gripper = OPEN
 
-    def apply(self, translation: np.ndarray, rotation: np.ndarray, gripper: float) -> None:
-        """One step (m, rad, base frame; gripper open above one half), simulated to its end."""
+    def execute(self, steps: list[Step]) -> None:
+        """Steps of `operator.step_period`, anchored once at the measured pose and integrated; simulated to their end."""
         simulation = self._simulation
         state = simulation.arm_state(0)
-        self._command_gripper(int(gripper > 0.5))
-        start = state.target_position
-        goal = state.position + translation
-        goal_rotation = matrix_from_vector(rotation) @ matrix_from_quaternion(state.quaternion)
-        quaternion = quaternion_from_matrix(goal_rotation)
-        milliseconds = round(simulation.config.operator.step_period / TIMESTEP_S)
+        position, rotation = state.position, matrix_from_quaternion(state.quaternion)
+        previous = state.target_position
+        for step in steps:
+            self._command_gripper(step.gripper)
+            position = position + step.translation
+            rotation = matrix_from_vector(step.rotation) @ rotation
+            self._approach(previous, position, quaternion_from_matrix(rotation))
+            previous = position
+
+    def settle(self, duration: float) -> None:
+        """Let the arm come to rest, as a synchronous policy does before it looks again."""
+        self._simulation.step(round(duration / TIMESTEP_S))
+
+    def _approach(self, start: np.ndarray, goal: np.ndarray, quaternion: np.ndarray) -> None:
+        milliseconds = round(self._simulation.config.operator.step_period / TIMESTEP_S)
         for segment in range(1, SEGMENTS + 1):
-            simulation.set_target(0, start + (goal - start) * segment / SEGMENTS, quaternion)
-            simulation.step(milliseconds // SEGMENTS)
+            self._simulation.set_target(0, start + (goal - start) * segment / SEGMENTS, quaternion)
+            self._simulation.step(milliseconds // SEGMENTS)
 
     def _command_gripper(self, wanted: int) -> None:
         if wanted == self._gripper:
@@ -62,7 +73,9 @@ def operator_episode(simulation: Simulation, hold_open: bool = False) -> Episode
     follower = StepFollower(simulation)
     start = simulation.time
     while not simulation.outcome().success and simulation.time - start < EPISODE_LIMIT_S:
-        step = operator.step(SceneView.from_simulation(simulation))
-        follower.apply(step.translation, step.rotation, OPEN if hold_open else step.gripper)
+        view = SceneView.from_simulation(simulation)
+        steps = operator.rollout(view, ROWS)[0] or [operator.step(view)]
+        follower.execute([replace(step, gripper=OPEN) for step in steps] if hold_open else steps)
+        follower.settle(SETTLE_TIME_S)
     outcome = simulation.outcome()
     return Episode(outcome.success, outcome.detail, simulation.time - start)

@@ -143,7 +143,7 @@ class ScriptedOperator:
             return _Goal(away, yaw, CLOSED, view.position[2] > config.lift_height - config.tolerance)
         behind = side * (cube[1] - view.position[1])
         ready = (
-            view.position[2] < config.push_height + config.tolerance
+            view.position[2] < config.push_height + config.push_slack
             and abs(view.position[0] - cube[0]) < 2 * config.align_tolerance
             and 0.5 * reach < behind < reach + 2 * config.push_gap
         )

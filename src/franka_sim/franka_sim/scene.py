@@ -159,6 +159,7 @@ class OperatorConfig:
     release_height: float
     pusher_half_thickness: float
     push_height: float
+    push_slack: float
     push_gap: float
     push_beyond: float
 
