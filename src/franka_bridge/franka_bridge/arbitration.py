@@ -71,17 +71,20 @@ class ArmSetup:
 
 @dataclass(frozen=True)
 class TeleopStep:
-    """molmoact_msgs/TeleopCommand without ROS, for one arm, in the arm's base or tool frame."""
+    """molmoact_msgs/TeleopCommand without ROS."""
 
+    arm: str
     stamp_ns: int
-    in_tool_frame: bool
+    frame_id: str  # the frame the delta is expressed in
     translation: Vector  # [3] m
     rotation: Vector  # [3] rotation vector, rad
     gripper: float  # 0 closed .. 1 open
     enabled: bool
 
-    def check(self, now_ns: int, limits: Limits, timeouts: Timeouts) -> None:
-        """RequestRefused for a step that is not finite, too large, or not of the present."""
+    def check(self, now_ns: int, frames: ArmFrames, limits: Limits, timeouts: Timeouts) -> None:
+        """RequestRefused for a step in another frame, not finite, too large, or not of the present."""
+        if self.frame_id not in (frames.base, frames.tool):
+            raise RequestRefused(f"frame '{self.frame_id}' is neither '{frames.base}' nor '{frames.tool}'")
         if not (np.isfinite(self.translation).all() and np.isfinite(self.rotation).all()):
             raise RequestRefused("a number of the delta is NaN or infinite")
         if not 0.0 <= self.gripper <= 1.0:
@@ -271,12 +274,14 @@ class Arm:
         if not step.enabled:
             self._release_teleop("dead-man switch released")
             return
-        step.check(now_ns, self._limits, self._timeouts)
+        frames = self.setup.frames
+        step.check(now_ns, frames, self._limits, self._timeouts)
         self._teleop_ns = step.stamp_ns
         self.gripper.want(step.gripper)
         self.reason = "teleop: dead-man switch held"
         before = self._goal or self._motion.stopping_pose()
-        moved = (before.moved_in_tool if step.in_tool_frame else before.moved)(step.translation, step.rotation)
+        move = before.moved_in_tool if step.frame_id == frames.tool else before.moved
+        moved = move(step.translation, step.rotation)
         goal = Pose(self._limits.clipped(moved.position), moved.quaternion)
         self.counters["limited_workspace"] += goal.distance(moved) > 0.0
         # What a hand does faster than the arm can follow is lost, or the arm would go on moving after the hand rests.

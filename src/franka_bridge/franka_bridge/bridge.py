@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from franka_bridge.arbitration import Arm, ArmSetup, Mode
+from franka_bridge.arbitration import Arm, ArmSetup, Mode, TeleopStep
 from franka_bridge.chunk import NANOSECONDS, Chunk, ChunkOrder, check_content, check_timing
 from franka_bridge.errors import ChunkRefused, LimitError, Refusal, RequestRefused
 from franka_bridge.limits import Limits, Timeouts
@@ -98,6 +98,15 @@ class Bridge:
             raise ChunkRefused(Refusal.WRONG_TASK, f"the chunk is for '{chunk.instruction}', {now}")
 
     # The operator.
+
+    def on_teleop(self, step: TeleopStep, now_ns: int) -> None:
+        """Move its goal by `step` if the arm is the teleoperator's. RequestRefused, remembered, if it must not."""
+        try:
+            for arm in self._named(step.arm):
+                arm.on_teleop(step, now_ns)
+        except RequestRefused as refused:
+            self.last_refusal = f"teleop_command: {refused}"
+            raise
 
     def set_mode(self, arm: str, mode: int, now_ns: int) -> None:
         """Hand one arm, or with "" every arm, to a mode. RequestRefused, and none changes, if one of them cannot."""

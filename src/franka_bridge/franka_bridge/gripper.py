@@ -44,13 +44,18 @@ class Gripper:
         elif opening > self._thresholds.open_above:
             self._wanted = GripperCommand.OPEN
 
+    @property
+    def pending(self) -> GripperCommand | None:
+        """The command to send now, if there is one."""
+        return None if self._busy or self._wanted is self._commanded else self._wanted
+
     def take(self) -> GripperCommand | None:
-        """The command to send now, if there is one. `done` has to follow."""
-        if self._busy or self._wanted is self._commanded:
-            return None
-        self._busy = True
-        self._commanded = self._wanted
-        return self._commanded
+        """The pending command, as sent from now on. `done` has to follow."""
+        command = self.pending
+        if command is not None:
+            self._busy = True
+            self._commanded = command
+        return command
 
     def done(self) -> None:
         """The hand has finished, whether it succeeded or not: a grasp that missed is for the policy to see."""

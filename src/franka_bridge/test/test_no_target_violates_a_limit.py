@@ -177,7 +177,9 @@ def norms(rows: np.ndarray) -> np.ndarray:
 
 
 def angular_velocities(quaternions) -> np.ndarray:
-    steps = [quaternion_multiply(b, quaternion_conjugate(a)) for a, b in zip(quaternions, quaternions[1:], strict=False)]
+    steps = [
+        quaternion_multiply(b, quaternion_conjugate(a)) for a, b in zip(quaternions, quaternions[1:], strict=False)
+    ]
     return np.array([quaternion_log(step) for step in steps]).reshape(-1, 3) / PERIOD
 
 
