@@ -1,7 +1,8 @@
 """What the simulator keeps up with on this machine: physics, states and both cameras at 640x480, seen by a subscriber.
 
-For each load a simulator is started, watched from this process for some seconds and stopped. A frame counts as lost when the
-stamps of two received frames are more than one and a half periods apart. Writes benchmarks/results/simulator_rates.json.
+For each load a simulator is started, watched from this process for some seconds and stopped. A frame counts as lost
+when the stamps of two received frames are more than one and a half periods apart. Writes
+benchmarks/results/simulator_rates.json.
 """
 
 from __future__ import annotations

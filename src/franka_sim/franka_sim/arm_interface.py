@@ -1,8 +1,8 @@
-"""One simulated arm on the interfaces of its drivers: franka_ros2's broadcasters, CRISP's controller, franka_gripper."""
+"""One simulated arm on the interfaces of its drivers: franka_ros2, CRISP's controller, franka_gripper."""
 
 from __future__ import annotations
 
-import mujoco
+import numpy as np
 from builtin_interfaces.msg import Time
 from franka_msgs.action import ErrorRecovery
 from franka_msgs.msg import FrankaRobotState
@@ -38,13 +38,19 @@ class ArmInterface:
         self._base = base_frame(prefix)
         self._last_mode = IDLE
         flange_to_tcp = frames.between(
-            simulation.copy_data(), f"{self._frame_prefix}{messages.ROBOT}_link8", f"{self._frame_prefix}{messages.ROBOT}_hand_tcp"
+            simulation.copy_data(),
+            f"{self._frame_prefix}{messages.ROBOT}_link8",
+            f"{self._frame_prefix}{messages.ROBOT}_hand_tcp",
         )
         self._robot_state = messages.RobotStateMessage(self._frame_prefix, flange_to_tcp)
         self._create_publishers(prefix)
         targets = MutuallyExclusiveCallbackGroup()
         self._targets = node.create_subscription(
-            PoseStamped, f"{prefix}target_pose", self._on_target, qos_profile("reliable", depth=1), callback_group=targets
+            PoseStamped,
+            f"{prefix}target_pose",
+            self._on_target,
+            qos_profile("reliable", depth=1),
+            callback_group=targets,
         )
         self._gripper = GripperServer(node, simulation, arm, prefix)
         self._recovery = ActionServer(
@@ -63,7 +69,9 @@ class ArmInterface:
         self._twist.publish(messages.current_twist(state, self._base, stamp))
         self._state.publish(self._robot_state.fill(state, stamp))
         if state.robot_mode == REFLEX != self._last_mode:
-            self._node.get_logger().warning(f"{self.name}: reflex: {state.reflex_reason}; it holds until error_recovery")
+            self._node.get_logger().warning(
+                f"{self.name}: reflex: {state.reflex_reason}; it holds until error_recovery"
+            )
         self._last_mode = state.robot_mode
 
     def publish_joints(self, stamp: Time) -> None:
@@ -77,7 +85,7 @@ class ArmInterface:
         self._fingers.publish(messages.finger_states(state, self._frame_prefix, stamp))
 
     def engage_unless_commanded(self) -> None:
-        """An idle arm that nobody sends targets may hold its pose actively; one that somebody does waits for a near one."""
+        """An idle arm that nobody sends targets holds its pose actively; otherwise it waits for a near target."""
         if self._publishers() == 0:
             self._simulation.engage(self._arm)
 
@@ -96,7 +104,7 @@ class ArmInterface:
         if not complaint:
             p, q = message.pose.position, message.pose.orientation
             try:
-                self._simulation.set_target(self._arm, (p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+                self._simulation.set_target(self._arm, np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]))
             except FrankaSimError as error:
                 complaint = str(error)
         if complaint:

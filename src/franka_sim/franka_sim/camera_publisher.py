@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 
 from builtin_interfaces.msg import Time
+from molmoact_ros.diagnostics import RateMeter
 from molmoact_ros.images import array_to_compressed, array_to_image
 from molmoact_ros.node import ManagedNode
 from molmoact_ros.qos import qos_profile
@@ -17,7 +19,7 @@ from franka_sim.scene import SensorConfig
 from franka_sim.simulation import Simulation
 from franka_sim.transforms import optical_frame
 
-# The driver's publishers are SYSTEM_DEFAULT: reliable, keep last. The depth lets a subscriber be some frames late without loss.
+# The driver's publishers are SYSTEM_DEFAULT: reliable, keep last. The depth lets a subscriber be late without loss.
 IMAGE_QOS = qos_profile("reliable", depth=5)
 JPEG_QUALITY = 90
 STOP_LATENCY_S = 0.1  # how late a thread without work notices that it shall end
@@ -58,7 +60,7 @@ class CameraPublisher:
     ) -> None:
         """Raises franka_sim.errors.ConfigurationError for a camera the model does not have and for a bad size."""
         self.settings = settings
-        self.published = 0
+        self.rate = RateMeter()
         self.skipped = 0
         self._simulation = simulation
         self._camera = RgbdCamera(simulation.model, settings.name, settings.width, settings.height)
@@ -114,7 +116,7 @@ class CameraPublisher:
                     self._changed.notify_all()
 
     def _take(self) -> Time | None:
-        """The stamp of the state offered last, which is in `_shown` from now on; None when there was none for a while."""
+        """The stamp of the state offered last, which then is in `_shown`; None when there was none for a while."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not None, STOP_LATENCY_S)
             stamp, self._waiting = self._waiting, None
@@ -142,4 +144,4 @@ class CameraPublisher:
             self._depth.publish(array_to_image(self._sensor.measure(distances), "16UC1", stamp, frame))
         if self.settings.depth:
             self._depth_info.publish(self._info)
-        self.published += 1
+        self.rate.tick(time.monotonic())

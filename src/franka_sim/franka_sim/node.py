@@ -12,6 +12,7 @@ import mujoco
 from builtin_interfaces.msg import Time
 from molmoact_msgs.msg import SceneStatus
 from molmoact_msgs.srv import ResetScene
+from molmoact_ros.diagnostics import OK, WARN, DiagnosticsPublisher, Status
 from molmoact_ros.node import ConfigurationError, ManagedNode, run
 from molmoact_ros.parameters import parameter
 from molmoact_ros.qos import qos_profile
@@ -33,6 +34,8 @@ PHYSICS_TICK_S = 0.002
 # Simulated time waits for a camera no longer than this: a camera that hangs shall not look like a dead simulator.
 CAMERA_TIMEOUT_S = 1.0
 STATUS_RATE_HZ = 10.0
+# Simulated time slower than this share of what was asked for is worth a warning.
+SLOW_SHARE = 0.97
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,22 @@ class SimulatorParameters:
     task: str = parameter("pick", "task laid out at start-up, as in the service franka_sim/reset")
     seed: int = parameter(0, "seed of the scene at start-up", minimum=0)
     arms: tuple[str, ...] = parameter(("fr3",), "names of the arms, for messages to the operator")
-    arm_prefixes: tuple[str, ...] = parameter(("",), "prefix of each arm's topics and frames: '' alone, 'left/' in a pair")
+    arm_prefixes: tuple[str, ...] = parameter(
+        ("",), "prefix of each arm's topics and frames: '' alone, 'left/' in a pair"
+    )
     real_time_factor: float = parameter(1.0, "simulated seconds per second", minimum=0.01, maximum=100.0)
-    publish_clock: bool = parameter(False, "publish /clock and stamp in simulated time; others then run with use_sim_time")
+    publish_clock: bool = parameter(
+        False, "publish /clock and stamp in simulated time; others then run with use_sim_time"
+    )
     clock_rate: float = parameter(200.0, "rate of /clock, Hz of simulated time", minimum=1.0, maximum=1000.0)
     state_rate: float = parameter(
         100.0, "rate of pose, twist and robot state, Hz (1000 on the robot)", minimum=1.0, maximum=1000.0
     )
     joint_state_rate: float = parameter(30.0, "rate of joint_states and /tf, Hz", minimum=1.0, maximum=1000.0)
     gripper_state_rate: float = parameter(15.0, "rate of the fingers' joint states, Hz", minimum=1.0, maximum=1000.0)
-    cameras: tuple[str, ...] = parameter(("front", "wrist"), "cameras of the scene to publish; those below in this order")
+    cameras: tuple[str, ...] = parameter(
+        ("front", "wrist"), "cameras of the scene to publish; those below in this order"
+    )
     camera_widths: tuple[int, ...] = parameter((640, 640), "px", minimum=1, maximum=1280)
     camera_heights: tuple[int, ...] = parameter((480, 480), "px", minimum=1, maximum=720)
     camera_rates: tuple[float, ...] = parameter((30.0, 30.0), "frames per second", minimum=0.1, maximum=90.0)
@@ -62,7 +71,8 @@ class SimulatorParameters:
         fields = ("camera_widths", "camera_heights", "camera_rates", "camera_depth", "camera_compressed")
         for name in fields:
             _require_length(name, getattr(self, name), "cameras", self.cameras)
-        return [CameraSettings(*values) for values in zip(self.cameras, *(getattr(self, name) for name in fields))]
+        columns = (self.cameras, *(getattr(self, name) for name in fields))
+        return [CameraSettings(*values) for values in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,9 @@ class SimulatorNode(ManagedNode):
     def _create_interfaces(self) -> None:
         self._tf = self.create_publisher(TFMessage, "/tf", qos_profile("reliable", depth=100))
         self._tf_data = mujoco.MjData(self._simulation.model)
-        self._clock_publisher = self.create_publisher(Clock, "/clock", qos_profile("best_effort")) if self.p.publish_clock else None
+        self._clock_publisher = (
+            self.create_publisher(Clock, "/clock", qos_profile("best_effort")) if self.p.publish_clock else None
+        )
         self._status = self.create_publisher(SceneStatus, "franka_sim/scene_status", qos_profile("reliable", depth=10))
         self._arms = [
             ArmInterface(self, self._simulation, self._frames, index, name) for index, name in enumerate(self.p.arms)
@@ -123,6 +135,8 @@ class SimulatorNode(ManagedNode):
         self.create_service(
             ResetScene, "franka_sim/reset", self._reset, callback_group=MutuallyExclusiveCallbackGroup()
         )
+
+        DiagnosticsPublisher(self, self._report)
 
     def _sensor(self, camera: str) -> SensorConfig:
         """A camera on a hand is in the scene file once, and in the model once per arm, with the arm's prefix."""
@@ -147,6 +161,31 @@ class SimulatorNode(ManagedNode):
 
     def _lay_out(self, task: str, seed: int) -> None:
         self._episode = Episode(task, seed, self._simulation.reset(task, seed))
+
+    def _report(self) -> list[Status]:
+        if not self.active:
+            return [Status("physics", WARN, "not active")]
+        return [
+            self._physics_status(),
+            *(Status(f"arm {arm.name}", values={"targets_ignored": arm.targets_ignored}) for arm in self._arms),
+            *(
+                Status(
+                    f"camera {camera.settings.name}",
+                    values={"rate_hz": camera.rate.rate(time.monotonic()), "skipped": camera.skipped},
+                )
+                for camera in self._cameras
+            ),
+        ]
+
+    def _physics_status(self) -> Status:
+        asked, achieved = self.p.real_time_factor, self._pacer.achieved
+        slow = achieved < SLOW_SHARE * asked
+        return Status(
+            "physics",
+            WARN if slow else OK,
+            f"{achieved:.2f} times real time, {asked:.2f} asked for",
+            {"real_time_factor": achieved, "simulated_time_s": self._simulation.time},
+        )
 
     # Physics
 

@@ -1,4 +1,4 @@
-"""Keeps simulated time beside the wall clock, and says how well that went. Knows no clock of its own: seconds come in."""
+"""Keeps simulated time beside the wall clock, and says how well that went. It has no clock: seconds come in."""
 
 from __future__ import annotations
 

@@ -1,11 +1,22 @@
-"""The state of an arm as the messages of the real drivers: franka_robot_state_broadcaster, CRISP, joint_state_broadcaster."""
+"""The state of an arm in the messages of the real drivers."""
 
 from __future__ import annotations
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from franka_msgs.msg import Errors, FrankaRobotState
-from geometry_msgs.msg import Inertia, Point, Pose, PoseStamped, Quaternion, Transform, Twist, TwistStamped, Vector3, Wrench
+from geometry_msgs.msg import (
+    Inertia,
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    Transform,
+    Twist,
+    TwistStamped,
+    Vector3,
+    Wrench,
+)
 from sensor_msgs.msg import JointState
 
 from franka_sim.rotations import matrix_from_quaternion

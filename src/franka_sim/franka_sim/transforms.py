@@ -1,4 +1,4 @@
-"""The frames of the real robot's description, read from the simulated one: /tf of robot_state_publisher and the cameras."""
+"""The frames of the real robot's description and of its cameras, read from the simulated ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class FrameTree:
     def between(self, data: mujoco.MjData, parent: str, child: str) -> Transform:
         """Pose of the frame `child` in the frame `parent`, for the state in `data`."""
         frames = {frame.name: frame for frame in self._frames}
-        (parent_position, parent_rotation), (position, rotation) = (_pose(data, frames[name]) for name in (parent, child))
+        (parent_position, parent_rotation), (position, rotation) = (
+            _pose(data, frames[name]) for name in (parent, child)
+        )
         return _transform(parent_rotation.T @ (position - parent_position), parent_rotation.T @ rotation)
 
 

@@ -1,8 +1,7 @@
 import pytest
+from franka_sim.pacing import MAX_BACKLOG_S, Pacer, Periodic
 from hypothesis import given
 from hypothesis import strategies as st
-
-from franka_sim.pacing import MAX_BACKLOG_S, Pacer, Periodic
 
 STEP = 0.001
 
