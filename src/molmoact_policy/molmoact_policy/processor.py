@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from molmoact_policy.checkpoint import locate
 from molmoact_policy.errors import CheckpointError
@@ -48,7 +48,8 @@ class Processor:
         if not (directory / TOKENIZER_FILE).is_file():
             raise CheckpointError(f"checkpoint {directory}: {TOKENIZER_FILE} is missing")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            # Not AutoTokenizer: it would take the class from config.json, which only this package knows.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
             raise CheckpointError(f"checkpoint {directory}: tokenizer not readable: {error}") from error
         return cls(image_processor, tokenizer)
