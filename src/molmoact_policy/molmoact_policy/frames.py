@@ -55,8 +55,7 @@ class FrameBuffer:
         """Age of every camera's newest image at `now` (ns), s; None before the first."""
         with self._lock:
             return {
-                camera: (now - frames[-1].stamp) / SECOND if frames else None
-                for camera, frames in self._frames.items()
+                camera: (now - frames[-1].stamp) / SECOND if frames else None for camera, frames in self._frames.items()
             }
 
     def newest(self, now: int, not_before: int = 0) -> tuple[Frame, ...] | None:

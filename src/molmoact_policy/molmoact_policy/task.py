@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from molmoact_policy.errors import PolicyError
+from molmoact_policy.frames import SECOND
 
 MAX_INSTRUCTION_LENGTH = 500
 MIN_TRACE_POINTS, MAX_TRACE_POINTS = 2, 5
@@ -40,7 +41,7 @@ def checked_trace(x: Sequence[int], y: Sequence[int]) -> Trace | None:
             f"trace has {len(x)} point{'s' * (len(x) > 1)}, expected {MIN_TRACE_POINTS}..{MAX_TRACE_POINTS}, "
             "or none to stop steering"
         )
-    trace = tuple((int(across), int(down)) for across, down in zip(x, y))
+    trace = tuple((int(across), int(down)) for across, down in zip(x, y, strict=True))
     for index, point in enumerate(trace):
         if not all(0 <= coordinate <= TRACE_LIMIT for coordinate in point):
             raise Refused(f"trace point {index} is {point}, expected coordinates 0..{TRACE_LIMIT}")
@@ -63,7 +64,7 @@ class Task:
 
 
 class Tasks:
-    """The one task. `announce(instruction)` is called at every change, "" when there is none, in the order of changes."""
+    """The one task. `announce(instruction)` is called at every change, in order; with "" when there is none."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
@@ -104,7 +105,7 @@ class Tasks:
         Raises Refused.
         """
         if timeout < 0:
-            raise Refused(f"timeout is {timeout / 1e9} s, expected 0 (until cancelled) or more")
+            raise Refused(f"timeout is {timeout / SECOND:g} s, expected 0 (until cancelled) or more")
         deadline = now + timeout if timeout else None
         return self._claim(Task(checked_instruction(instruction), now, deadline, run=True), "replaced by run_task")
 
@@ -127,6 +128,17 @@ class Tasks:
                 self._announce("")
             task.ended.set()
             return True
+
+    def expire(self, now: int) -> None:
+        """End the current task when its time is used up, or when the clock is from before it."""
+        with self._lock:
+            task = self._current
+            if task is None:
+                return
+            if task.deadline is not None and now >= task.deadline:
+                self.end(task, True, f"the time of {(task.deadline - task.claimed) / SECOND:g} s was used up")
+            elif now < task.claimed:
+                self.end(task, False, f"the clock jumped back by {(task.claimed - now) / SECOND:.3f} s or more")
 
     @contextlib.contextmanager
     def held(self, task: Task) -> Iterator[bool]:
