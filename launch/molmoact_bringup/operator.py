@@ -49,6 +49,7 @@ class Episode:
     outcome: str  # "success", "failure"
     reason: str
     duration_s: float  # on the system's clock
+    wall_duration_s: float
     chunks: int
 
 
@@ -122,13 +123,9 @@ class Operator:
         Raises:
             SystemFailure: something other than the policy's skill is at fault.
         """
-        self.hold()
-        instruction = self._reset_scene(task, seed)
-        self._wait(
-            self._follows_the_arm, SETTLE_TIMEOUT_S, "the arm to be where the bridge's target is", self._describe_arm
-        )
-        start_ns = self._now_ns()
-        self._request_mode(BridgeStatus.POLICY)
+        instruction = self.prepare(task, seed)
+        start_ns, start_s = self._now_ns(), time.monotonic()
+        self.let_the_policy_act()
         goal = self._start_task(instruction, timeout_s + TASK_TIMEOUT_MARGIN_S)
         result = goal.get_result_async()
 
@@ -144,12 +141,40 @@ class Operator:
             return None
 
         outcome, reason = self._wait(verdict, float("inf"), "the episode to end")
-        duration_s = (self._now_ns() - start_ns) / 1e9
+        duration_s, wall_duration_s = (self._now_ns() - start_ns) / 1e9, time.monotonic() - start_s
         self.hold()
         if not result.done():
             self._finish(goal.cancel_goal_async(), "the policy to accept the cancellation")
         chunks = self._finish(result, "the policy to end its task").result.chunks
-        return Episode(seed, instruction, outcome, reason, duration_s, chunks)
+        return Episode(seed, instruction, outcome, reason, duration_s, wall_duration_s, chunks)
+
+    def prepare(self, task: str, seed: int) -> str:
+        """Hold, reset the scene, and wait until the arm is in control again; the instruction of the scene.
+
+        Raises:
+            SystemFailure: a node refuses or does not answer.
+        """
+        self.hold()
+        instruction = self._reset_scene(task, seed)
+        self._wait(
+            self._follows_the_arm, SETTLE_TIMEOUT_S, "the arm to be where the bridge's target is", self._describe_arm
+        )
+        return instruction
+
+    def let_the_policy_act(self) -> None:
+        """Hand the arm to the policy, as soon as the bridge agrees.
+
+        Raises:
+            SystemFailure: the bridge does not answer, or goes on refusing.
+        """
+        answers: list[SetMode.Response] = []
+
+        def granted() -> bool:
+            answers.append(self._call(self._set_mode, SetMode.Request(mode=BridgeStatus.POLICY)))
+            return answers[-1].success
+
+        self._wait(granted, SETTLE_TIMEOUT_S, "the bridge to hand over the arm", lambda: answers[-1].message)
+        self._wait_for_mode(BridgeStatus.POLICY)
 
     def hold(self) -> None:
         """Stop the arm and keep it where it is; out of a fault by way of recovery.
@@ -160,10 +185,10 @@ class Operator:
         if self._bridge is not None and self._bridge.mode == BridgeStatus.FAULT:
             self._require(self._recover, Trigger.Request())
             self._wait(lambda: self._bridge.mode != BridgeStatus.FAULT, SETTLE_TIMEOUT_S, "the bridge to recover")
-        self._request_mode(BridgeStatus.HOLD)
+        self._require(self._set_mode, SetMode.Request(mode=BridgeStatus.HOLD))
+        self._wait_for_mode(BridgeStatus.HOLD)
 
-    def _request_mode(self, mode: int) -> None:
-        self._require(self._set_mode, SetMode.Request(mode=mode))
+    def _wait_for_mode(self, mode: int) -> None:
         self._wait(
             lambda: self._bridge.mode == mode,
             ANSWER_TIMEOUT_S,

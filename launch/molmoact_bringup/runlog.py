@@ -18,17 +18,7 @@ MOVE = 2  # FrankaRobotState.ROBOT_MODE_MOVE, the only mode in which the arm fol
 # Around a change of the robot mode the order of two topics' messages says nothing about which came first.
 MODE_MARGIN_NS = 100_000_000
 
-REFUSALS = (
-    "not_finite",
-    "unknown_arm",
-    "wrong_frame",
-    "stale",
-    "out_of_order",
-    "empty",
-    "wrong_task",
-    "delta_too_large",
-    "wrong_mode",
-)
+_REFUSED = "refused_"  # the counters of bridge_status that say why a chunk was refused
 COUNTERS = (
     "chunks_accepted",
     "chunks_refused",
@@ -106,7 +96,9 @@ def read_run(bag: Path) -> RunLog:
     log.chunk_latency_ms = list(chunks.values())
     log.overhead_latency_ms = [total - model_ms[sequence] for sequence, total in chunks.items() if sequence in model_ms]
     if status is not None:
-        log.refusals = {name: int(getattr(status, f"refused_{name}")) for name in REFUSALS}
+        log.refusals = {
+            name.removeprefix(_REFUSED): int(count) for name, count in vars(status).items() if name.startswith(_REFUSED)
+        }
         log.last_refusal = status.last_refusal
         log.counters = {name: int(getattr(status, name)) for name in COUNTERS}
     return log

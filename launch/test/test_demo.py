@@ -10,7 +10,7 @@ from teleop_recorder.recorder import TopicCount
 
 
 def episode(seed: int, outcome: str) -> Episode:
-    return Episode(seed, "pick up the red cube", outcome, "because", 7.5, 12)
+    return Episode(seed, "pick up the red cube", outcome, "because", 7.5, 15.0, 12)
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_summary_of_an_interrupted_run_counts_the_episodes_that_were_run(run, ca
     summary = json.loads((run.directory / "summary.json").read_text())
     assert summary["success_rate"] == 0.5
     assert [entry["seed"] for entry in summary["episodes"]] == [1000, 1001]
+    assert summary["real_time_factor"] == 0.5
     assert summary["rates_hz"] == {"/action_chunk": 2.0}
     assert any("has no index" in problem for problem in summary["problems"])
 

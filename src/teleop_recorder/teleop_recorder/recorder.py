@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import queue
 import re
+import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ DISCOVERY_PERIOD_S = 1.0
 QUEUE_LENGTH = 4096
 # Rates over less are not given: a few messages after one another say nothing.
 SHORTEST_MEASUREMENT_S = 1.0
+# Share of its period by which an image may come early and still count as due.
+JITTER = 0.15
 # Messages kept by the middleware until the callback takes them.
 SUBSCRIPTION_DEPTH = 100
 
@@ -48,7 +51,7 @@ class TopicCount:
     received: int = 0
     written: int = 0
     dropped: int = 0  # because the disk was too slow
-    first_ns: int = 0  # receipt
+    first_ns: int = 0  # receipt, on the node's clock
     last_ns: int = 0
 
     @property
@@ -140,14 +143,13 @@ class TopicRecorder:
         count = self.counts[name] = TopicCount()
 
         def receive(message: bytes, message_info: dict[str, int]) -> None:
-            stamp_ns = message_info["received_timestamp"]
             count.received += 1
-            count.first_ns = count.first_ns or stamp_ns
-            count.last_ns = stamp_ns
-            if type_name == IMAGE_TYPE and not self._image_is_due(name, stamp_ns):
+            count.last_ns = self._node.get_clock().now().nanoseconds
+            count.first_ns = count.first_ns or count.last_ns
+            if type_name == IMAGE_TYPE and not self._image_is_due(name, message):
                 return
             try:
-                self._queue.put_nowait((info, stamp_ns, message))
+                self._queue.put_nowait((info, message_info["received_timestamp"], message))
             except queue.Full:
                 count.dropped += 1
 
@@ -159,10 +161,11 @@ class TopicRecorder:
         )
         self._subscriptions.append(self._node.create_subscription(message_class, name, receive, qos, raw=True))
 
-    def _image_is_due(self, name: str, stamp_ns: int) -> bool:
-        # Half a camera period early counts as due: else 30 Hz thinned to 10 Hz becomes 7.5 Hz by jitter.
-        period_ns = 1e9 / self._settings.image_rate
-        if stamp_ns - self._last_image_ns.get(name, 0) < 0.85 * period_ns:
+    def _image_is_due(self, name: str, message: bytes) -> bool:
+        stamp_ns = _stamp_of(message)
+        # Somewhat early counts as due: else 30 Hz thinned to 10 Hz becomes 7.5 Hz by jitter.
+        since_ns = stamp_ns - self._last_image_ns.get(name, 0)
+        if 0 <= since_ns < (1.0 - JITTER) * 1e9 / self._settings.image_rate:
             return False
         self._last_image_ns[name] = stamp_ns
         return True
@@ -199,6 +202,12 @@ class TopicRecorder:
         except ImageError:
             return info, message
         return TopicInfo(f"{info.name}/compressed", COMPRESSED_TYPE, info.reliable), serialize_message(compressed)
+
+
+def _stamp_of(message: bytes) -> int:
+    """Nanoseconds in the header of a serialized message whose first field it is: 4 bytes of CDR, sec, nanosec."""
+    seconds, nanoseconds = struct.unpack_from("<iI", message, 4)
+    return seconds * 10**9 + nanoseconds
 
 
 def _message_class(type_name: str) -> type:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rclpy
 from molmoact_ros.images import array_to_image
+from molmoact_ros.stamps import from_nanoseconds
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -67,16 +68,21 @@ def test_topics_that_appear_later_are_recorded_and_excluded_ones_are_not(node, t
     assert recorder.counts["/chatter"].written == 5
 
 
-def test_images_are_thinned_and_compressed_but_counted_all(node, tmp_path):
+def test_images_are_thinned_by_their_stamps_and_compressed_but_counted_all(node, tmp_path):
     images = node.create_publisher(Image, "camera/front/color/image_raw", 10)
     recorder = TopicRecorder(
-        node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events"), image_rate=0.001)
+        node, tmp_path / "bag", RecorderSettings(exclude=("/rosout", "/parameter_events"), image_rate=10.0)
     )
+    wait_until(lambda: images.get_subscription_count() > 0)
+    topic = "/camera/front/color/image_raw"
     picture = array_to_image(np.zeros((48, 64, 3), np.uint8), "rgb8")
-    publish_until_received(images, picture, recorder, "/camera/front/color/image_raw", 4)
+    for frame in range(12):
+        picture.header.stamp = from_nanoseconds(10**9 + frame * 33_000_000)
+        images.publish(picture)
+        wait_until(lambda wanted=frame + 1: recorder.counts[topic].received >= wanted)
     recorder.close()
-    assert contents(tmp_path / "bag") == {"/camera/front/color/image_raw/compressed": 1}
-    assert recorder.counts["/camera/front/color/image_raw"].received == 4
+    assert contents(tmp_path / "bag") == {f"{topic}/compressed": 4}
+    assert recorder.counts[topic].received == 12
 
 
 def test_full_disk_is_reported_while_messages_still_come(node, tmp_path, monkeypatch):
