@@ -23,6 +23,7 @@ help:
 	@echo 'make clean    remove the build, keep the virtual environment'
 
 setup: $(WORKSPACE)
+	@:
 
 $(VENV): requirements.txt requirements-dev.txt requirements-assets.txt scripts/create_venv.sh scripts/prepare_ros_wheels.py
 	@scripts/create_venv.sh

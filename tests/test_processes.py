@@ -26,7 +26,7 @@ def test_an_orphan_is_reported_and_killed(tmp_path):
     with pytest.raises(AssertionError, match="left behind"), Processes(tmp_path) as running:
         parent = running.start([sys.executable, "-c", ORPHANING])
         assert parent.wait() == 0
-        parent.wait_for_output("ready")
+        wait_for(lambda: "ready" in parent.output, "the orphan")
         (orphan,) = running.descendants()
     wait_for(lambda: not running.descendants(), f"the end of {orphan}")
 
