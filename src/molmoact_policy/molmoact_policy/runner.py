@@ -148,7 +148,6 @@ class Runner:
     def _look(self, now: int) -> Seen | None:
         frames = self._frames.newest(now, self._not_before)
         if frames is None:
-            self._usable()
             return None
         # Whatever becomes of these frames, they are not looked at twice.
         self._not_before = max(self._not_before, min(frame.stamp for frame in frames) + 1)
