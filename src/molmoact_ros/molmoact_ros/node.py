@@ -100,6 +100,7 @@ class ManagedNode(LifecycleNode):
         self._own_entities: set[tuple[Callable[[Any], object], Any]] = set()
         self._started = False
         self._finalized = False
+        self._refusal = ""
         self.declare_parameter(
             "autostart",
             True,
@@ -160,6 +161,14 @@ class ManagedNode(LifecycleNode):
             self.get_logger().error("".join(traceback.format_exception(error)))
         self.end(reason)
 
+    def autostart(self) -> None:
+        """Configure and activate; a transition that fails ends the process with its reason."""
+        for trigger in (self.trigger_configure, self.trigger_activate):
+            if self.ended.is_set():
+                return
+            if trigger() != TransitionCallbackReturn.SUCCESS:
+                self.fail(self._refusal)
+
     # The transitions.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -203,7 +212,8 @@ class ManagedNode(LifecycleNode):
             # rclpy swallows what a transition raises; a configuration error explains itself without a traceback.
             if not isinstance(error, ConfigurationError):
                 self.get_logger().error(traceback.format_exc())
-            self.get_logger().fatal(f"{transition} failed: {_reason(error)}")
+            self._refusal = f"{transition} failed: {_reason(error)}"
+            self.get_logger().error(self._refusal)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
@@ -301,23 +311,24 @@ def run(node_type: Callable[[], ManagedNode], args: list[str] | None = None) -> 
         get_logger(getattr(node_type, "__name__", "node")).fatal(str(error))
         rclpy.shutdown()
         return 1
+    except KeyboardInterrupt:
+        rclpy.shutdown()
+        return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _interrupt(node))
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
     spinner = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
     spinner.start()
-    if node.get_parameter("autostart").value and not _autostart(node):
-        failed = True
-    else:
-        node.ended.wait()
-        failed = node.failure is not None
+    if node.get_parameter("autostart").value:
+        node.autostart()
+    node.ended.wait()
     _end(node, executor, spinner)
     if node.failure is not None:
         node.get_logger().fatal(node.failure)
     node.destroy_node()
     rclpy.shutdown()
-    return int(failed)
+    return int(node.failure is not None)
 
 
 def _interrupt(node: ManagedNode) -> None:
@@ -338,15 +349,6 @@ def _spin(executor: MultiThreadedExecutor, node: ManagedNode) -> None:
         node.end("the ROS context was shut down")
     except Exception as error:
         node.fail(f"a callback failed: {_reason(error)}", error)
-
-
-def _autostart(node: ManagedNode) -> bool:
-    for trigger in (node.trigger_configure, node.trigger_activate):
-        if node.ended.is_set():
-            return True
-        if trigger() != TransitionCallbackReturn.SUCCESS:
-            return False
-    return True
 
 
 def _end(node: ManagedNode, executor: MultiThreadedExecutor, spinner: threading.Thread) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from rclpy.parameter import Parameter
 TIMEOUT_S = 60
 EXAMPLE = Path(__file__).with_name("example_node.py")
 ExampleNode = runpy.run_path(str(EXAMPLE))["ExampleNode"]
+NUMBERS = itertools.count()
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -25,9 +27,7 @@ class Process:
     """The example node as a process whose output is read line by line."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, str(EXAMPLE), "--ros-args"]
-        for argument in arguments:
-            command += ["-p", argument]
+        command = [sys.executable, str(EXAMPLE), "--ros-args", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
         self.lines: list[str] = []
 
@@ -66,7 +66,9 @@ def make_node():
 
     def make_node(**overrides):
         parameters = [Parameter(name, value=value) for name, value in overrides.items()]
-        nodes.append(ExampleNode(context=context, parameter_overrides=parameters))
+        # The participant of an earlier test may linger for a moment, and its node with it.
+        name = ["--ros-args", "-r", f"__node:=example_{next(NUMBERS)}"]
+        nodes.append(ExampleNode(context=context, parameter_overrides=parameters, cli_args=name))
         return nodes[-1]
 
     yield make_node
@@ -99,23 +101,23 @@ def test_interrupted_node_stops_with_the_reason_tears_down_and_exits_with_zero(s
     ],
 )
 def test_node_that_fails_exits_with_one_and_its_reason_as_the_last_line(start, argument, reason):
-    node = start(argument)
+    node = start("-p", argument)
     assert node.end() == 1
     assert node.lines[-1].endswith(f"]: {reason}")
 
 
 def test_configuration_error_has_no_traceback_but_any_other_error_has(start):
-    plain, crashed = start("fail:=configure"), start("fail:=crash", "__node:=other")
+    plain, crashed = start("-p", "fail:=configure"), start("-p", "fail:=crash", "-r", "__node:=other")
     assert plain.end() == crashed.end() == 1
     assert "Traceback" not in "\n".join(plain.lines)
     assert "Traceback" in "\n".join(crashed.lines)
 
 
 def test_second_node_of_the_same_name_is_refused_by_name(make_node, start):
-    make_node()
-    second = start()
+    name = make_node().get_name()
+    second = start("-r", f"__node:={name}")
     assert second.end() == 1
-    assert "another node named '/example' is running in ROS domain" in second.lines[-1]
+    assert f"another node named '/{name}' is running in ROS domain" in second.lines[-1]
 
 
 def test_failed_configure_is_torn_down_and_can_be_tried_again(make_node):
