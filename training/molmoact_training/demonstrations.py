@@ -1,9 +1,9 @@
 """Demonstrations of the scripted operator, labelled from the simulator, as shards of training samples.
 
-Every sample is one look at the scene: both cameras as the policy will see them, the depth of the front camera, where the gripper
-will go (the trace) and the operator's clean plan from here (the chunk). What is *executed* is that plan with noise, so that the
-plan is also shown from places a policy gets to by its own mistakes (DART, Laskey et al. 2017). Execution is kinematic: the
-operator's own idea of the world, rendered. Physics enters where the policy is evaluated.
+Every sample is one look at the scene: both cameras as the policy will see them, the depth of the front camera, where the
+gripper will go (the trace) and the operator's clean plan from here (the chunk). What is *executed* is that plan with
+noise, so that the plan is also shown from places a policy gets to by its own mistakes (DART, Laskey et al. 2017).
+Execution is kinematic: the operator's own idea of the world, rendered. Physics enters where the policy is evaluated.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Sample:
 
 
 def inverse_depth_picture(depth: np.ndarray, size: int) -> np.ndarray:
-    """Metric depth [H, W] in metres -> uint8 [size, size], min-max of the inverse depth, as the release feeds its VQVAE."""
+    """Depth [H, W] in metres -> uint8 [size, size], min-max of the inverse depth, as the release feeds its VQVAE."""
     inverse = 1.0 / np.clip(depth, *DEPTH_RANGE_M)
     scaled = (inverse - inverse.min()) / (inverse.max() - inverse.min() + 1e-8) * 255.0
     return np.asarray(Image.fromarray(scaled.astype(np.uint8)).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def trace_of(path: np.ndarray, camera: RgbdCamera, data) -> np.ndarray:
-    """Positions [n, 3] in the base frame -> the trace [TRACE_POINTS, 2] on `camera`'s picture (molmoact.md section 9)."""
+    """Positions [n, 3] in the base frame -> the trace [TRACE_POINTS, 2] on `camera`'s picture (paper, section 3.2)."""
     chosen = path[np.linspace(0, len(path) - 1, TRACE_POINTS).astype(int)]
     pixels = np.array([camera.project(point, data) for point in chosen])
     scaled = pixels * 255.0 / (camera.intrinsics.width - 1, camera.intrinsics.height - 1)
@@ -126,7 +126,7 @@ class DemonstrationRecorder:
         return resize_image(np.ascontiguousarray(image), self.image_size)
 
     def _pixels(self, image: np.ndarray) -> np.ndarray:
-        """The one crop of an image as bytes [patches, values]; the processor's floats are exactly these / 255 * 2 - 1."""
+        """An image's one crop as bytes [patches, values]; the processor's floats are exactly these / 255 * 2 - 1."""
         crop = self.processor(image)["images"][0]
         return np.rint((crop + 1.0) * 127.5).astype(np.uint8)
 
@@ -161,7 +161,9 @@ def write_shard(samples: list[Sample], directory: Path) -> None:
     partial = directory.with_suffix(".partial")
     partial.mkdir(parents=True, exist_ok=True)
     for field in fields(Sample):
-        np.save(partial / f"{field.name}.npy", np.stack([np.asarray(getattr(sample, field.name)) for sample in samples]))
+        np.save(
+            partial / f"{field.name}.npy", np.stack([np.asarray(getattr(sample, field.name)) for sample in samples])
+        )
     partial.rename(directory)
 
 
@@ -169,7 +171,10 @@ def record_shards(shards: list[int], config: dict, scene_file: Path, checkpoint:
     """Worker: records the given shards that are not there yet."""
     embodiment = yaml.safe_load((checkpoint / "embodiment.yaml").read_text())["nano"]
     recorder = DemonstrationRecorder(
-        SceneConfig.load(scene_file), config, ImageProcessor.from_pretrained(checkpoint), tuple(embodiment["image_size"])
+        SceneConfig.load(scene_file),
+        config,
+        ImageProcessor.from_pretrained(checkpoint),
+        tuple(embodiment["image_size"]),
     )
     tasks = list(config["tasks"])
     shares = np.array(list(config["tasks"].values())) / sum(config["tasks"].values())
@@ -190,7 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
     parser.add_argument("--scene", type=Path, required=True, help="config/scenes/tabletop.yaml")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="untrained checkpoint: image processor and embodiment")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="untrained checkpoint: image processor and embodiment"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text())["demonstrations"]

@@ -1,4 +1,4 @@
-"""Trains the depth VQVAE on the depth pictures of a set of samples and writes every sample's depth codes beside them."""
+"""Trains the depth VQVAE on the depth pictures of samples and writes every sample's depth codes beside them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from molmoact_training.samples import SampleShards
 
 IMAGE_SIZE = 320  # pixels, 10 x 10 codes (molmoact.md section 8)
 ENCODING_BATCH = 32
-REVIVE_EVERY = 50  # steps
-UNUSED_BELOW = 0.05  # of the mean use of a code
+REVIVE_EVERY = 20  # steps
+REVIVE_UNTIL = 0.7  # of the training
 
 
 def to_input(pictures: np.ndarray) -> Tensor:
@@ -40,7 +40,7 @@ def train(pictures: np.ndarray, config: dict) -> DepthVQVAE:
         result.loss.backward()
         optimizer.step()
         schedule.step()
-        if step % REVIVE_EVERY == 0 and step < config["steps"] / 2:
+        if step % REVIVE_EVERY == 0 and step < REVIVE_UNTIL * config["steps"]:
             revive_unused_codes(vqvae, images)
         if (step + 1) % 100 == 0:
             used = len(result.codes.unique())
@@ -50,14 +50,16 @@ def train(pictures: np.ndarray, config: dict) -> DepthVQVAE:
 
 @torch.no_grad()
 def revive_unused_codes(vqvae: DepthVQVAE, images: Tensor) -> None:
-    """Move codes that nothing is assigned to onto what the encoder writes, or most of the codebook would never be used."""
+    """Move unused codes onto what the encoder writes now, or most of the codebook would never be used."""
     codebook = vqvae._vq_vae
     vectors = vqvae.encoder(images).permute(0, 2, 3, 1).flatten(0, 2)
-    unused = codebook._ema_cluster_size < UNUSED_BELOW * codebook._ema_cluster_size.mean()
-    drawn = vectors[torch.randint(len(vectors), (int(unused.sum()),))]
+    uses = torch.bincount(codebook.nearest(vectors), minlength=len(codebook._embedding))
+    unused = uses == 0
+    drawn = vectors[torch.randperm(len(vectors))[: int(unused.sum())]]
+    size = codebook._ema_cluster_size.mean()
     codebook._embedding[unused] = drawn
-    codebook._ema_w[unused] = drawn * codebook._ema_cluster_size.mean()
-    codebook._ema_cluster_size[unused] = codebook._ema_cluster_size.mean()
+    codebook._ema_w[unused] = drawn * size
+    codebook._ema_cluster_size[unused] = size
 
 
 @torch.inference_mode()

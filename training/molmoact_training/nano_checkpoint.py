@@ -1,4 +1,4 @@
-"""An untrained nano checkpoint: the official directory layout and classes with a few million parameters and a small tokenizer."""
+"""The nano checkpoint: the official directory layout and classes with a few million parameters and a small tokenizer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ END_OF_TEXT = "<|endoftext|>"
 DEPTH_TOKENS = ["<DEPTH_START>", "<DEPTH_END>", *(f"<DEPTH_{code}>" for code in range(128))]
 IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_low>"]
 VOCABULARY_SIZE = 1152  # rows of the embedding and the head; the image tokens follow it, as in the release
-INSTRUCTION_WORDS = (
-    "pick up put push close open move place the a on in to of left right red green blue yellow purple orange white black "
-    "cube block bowl plate box table"
-).split()
+VERBS = ["pick", "put", "push", "close", "open", "move", "place"]
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]
+THINGS = ["cube", "block", "bowl", "plate", "box", "table"]
+INSTRUCTION_WORDS = [*VERBS, *COLOURS, *THINGS, "up", "the", "a", "on", "in", "to", "of", "left", "right"]
 HOLE = "\x00"
 CHECKPOINT_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "embodiment.yaml")
 
 
 def text_pieces(images: int) -> list[str]:
-    """Fixed text of prompts and replies between their variable parts: one token each, so that no time goes into known text."""
+    """Fixed text of prompts and replies between their variable parts: one token each, known text should take no time."""
     texts = [
         chat(reasoning_prompt(HOLE, images)),
         chat(steering_prompt(HOLE, images)),
@@ -41,10 +41,10 @@ def text_pieces(images: int) -> list[str]:
 
 
 def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
-    """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each; any other text is bytes.
+    """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each.
 
-    All ordinary pieces score the same, so the segmentation is the one with the fewest tokens. Ids follow the release's build order:
-    ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
+    All ordinary pieces score the same, so the segmentation is the one with the fewest tokens; any other text is bytes. Ids
+    follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
     """
     characters = [chr(code) for code in range(0x20, 0x7F)]
     words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]
@@ -59,10 +59,16 @@ def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in DEPTH_TOKENS])
     fillers = VOCABULARY_SIZE - tokenizer.get_vocab_size()
-    tokenizer.add_special_tokens([AddedToken(f"|<EXTRA_TOKENS_{index}>|", normalized=False) for index in range(fillers)])
+    tokenizer.add_special_tokens(
+        [AddedToken(f"|<EXTRA_TOKENS_{index}>|", normalized=False) for index in range(fillers)]
+    )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in [END_OF_TEXT, *IMAGE_TOKENS]])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="left"
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
     )
 
 

@@ -1,4 +1,4 @@
-"""From shards of samples to batches of tokens with targets: what the model reads, what it should write and how much each token counts."""
+"""From shards of samples to batches: what the model reads, what it should write and how much each token counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class SampleShards:
         self.shards = sorted(path for path in directory.glob("shard_*") if (path / "actions.npy").exists())
         if not self.shards:
             raise FileNotFoundError(f"{directory}: no shards of samples (expected shard_*/actions.npy)")
-        self.arrays = {name: [np.load(shard / f"{name}.npy", mmap_mode="r") for shard in self.shards] for name in FIELDS}
+        self.arrays = {
+            name: [np.load(shard / f"{name}.npy", mmap_mode="r") for shard in self.shards] for name in FIELDS
+        }
         sizes = [len(array) for array in self.arrays["actions"]]
         self.index = [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 

@@ -1,6 +1,6 @@
 """Trains the nano policy on samples of the scripted operator: a plain loop, one file.
 
-Two single-threaded processes with averaged gradients are three times as fast on two cores as one process with two threads.
+On two cores, two single-threaded processes with averaged gradients are three times as fast as one with two threads.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ VALIDATION_SHARDS = 1
 
 
 class Objective:
-    """The loss of a batch: cross-entropy against labels that are soft over neighbouring bins, weighted by kind of token.
+    """The loss of a batch: cross-entropy with labels that are soft over neighbouring bins, weighted by kind of token.
 
-    History dropout hides reply tokens from the tokens after them. Without it the model learns to copy the earlier rows of a chunk
-    before it learns to look: only a handful of a reply's tokens cannot be guessed from the ones before.
+    History dropout hides reply tokens from the tokens after them. Without it the model learns to copy the earlier rows of
+    a chunk before it learns to look: only a handful of a reply's tokens cannot be guessed from the ones before.
     """
 
     def __init__(self, model: MolmoActForActionReasoning, writer: ReplyWriter, config: dict):
@@ -93,7 +93,7 @@ def soft_labels(width: float, bins: int = 256) -> Tensor:
 
 
 def image_tokens(model: MolmoActForActionReasoning, images: Tensor) -> Tensor:
-    """Features of all image tokens of a batch; the second crop of a small image equals its first and is encoded once."""
+    """Features of a batch's image tokens; the second crop of a small image equals its first and is encoded once."""
     batch, cameras, patches, _ = images.shape
     side = math.isqrt(patches)
     grid = torch.arange(patches).view(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)  # pooled 2 x 2
@@ -155,7 +155,9 @@ def train_worker(rank: int, config: dict, samples_dir: Path, checkpoint: Path, o
     dist.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=world)
     samples = SampleShards(samples_dir)
     statistics = ActionStatistics.from_norm_stats(json.loads((out / "dataset_statistics.json").read_text()))
-    model = MolmoActForActionReasoning.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").train()
+    model = MolmoActForActionReasoning.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).train()
     writer = ReplyWriter(Processor.from_pretrained(checkpoint), statistics, settings["weights"], cameras=2)
     corpus = Corpus(samples, np.load(samples_dir / "depth_codes.npy"), writer)
     objective = Objective(model, writer, settings)
@@ -201,14 +203,18 @@ def average_gradients(model: torch.nn.Module, world: int) -> None:
         gradient.copy_(averaged.view_as(gradient))
 
 
-def validate(model, average: dict[str, Tensor], objective: Objective, corpus: Corpus, settings: dict) -> dict[str, float]:
+def validate(
+    model, average: dict[str, Tensor], objective: Objective, corpus: Corpus, settings: dict
+) -> dict[str, float]:
     """Teacher-forced figures of the averaged weights on episodes that are not trained on."""
     trained = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     load(model, average)
     rng = np.random.default_rng(settings["seed"])
     chosen = rng.choice(corpus.validation, min(128, len(corpus.validation)), replace=False)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
-        reports = [objective(corpus.batch(part), train=False)[1] for part in np.array_split(chosen, max(1, len(chosen) // 32))]
+        reports = [
+            objective(corpus.batch(part), train=False)[1] for part in np.array_split(chosen, max(1, len(chosen) // 32))
+        ]
     load(model, trained)
     return {name: float(np.mean([float(report[name]) for report in reports])) for name in reports[0]}
 
@@ -230,8 +236,15 @@ def log(out: Path, entry: dict) -> None:
         stream.write(line + "\n")
 
 
-def save(out: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> None:
-    state = {"step": step, "model": dict(model.named_parameters()), "optimizer": optimizer.state_dict(), "average": average}
+def save(
+    out: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> None:
+    state = {
+        "step": step,
+        "model": dict(model.named_parameters()),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+    }
     torch.save(state, out / "last.pt.new")
     os.replace(out / "last.pt.new", out / "last.pt")
 
@@ -250,7 +263,9 @@ def resume(out: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
-    parser.add_argument("--samples", type=Path, required=True, help="shards of molmoact_training.demonstrations, with depth_codes.npy")
+    parser.add_argument(
+        "--samples", type=Path, required=True, help="shards of molmoact_training.demonstrations, with depth_codes.npy"
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint to start from")
     parser.add_argument("--out", type=Path, required=True, help="logs and resumable state; rerun to continue")
     arguments = parser.parse_args()

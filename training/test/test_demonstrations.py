@@ -33,7 +33,7 @@ def test_samples_hold_what_the_policy_will_see_and_should_write(samples):
 
 
 def test_the_trace_passes_the_red_cube(samples):
-    """The operator goes down to the cube before it lifts it, so some trace point lies on red pixels of an unmarked picture."""
+    """The operator goes down to the cube before it lifts it, so some trace point lies on red pixels of a picture."""
     front = samples[0].pixels[0].reshape(8, 8, 20, 20, 3).transpose(0, 2, 1, 3, 4).reshape(160, 160, 3).astype(int)
     red = (front[..., 0] > 120) & (front[..., 1] < 80) & (front[..., 2] < 80)
     rows, columns = np.nonzero(red)
