@@ -1,6 +1,6 @@
 """Demonstrations of the scripted operator, labelled from the simulator, as shards of training samples.
 
-Every sample is one look at the scene: both cameras as the policy will see them, the depth of the front camera, where the
+Every sample is one look at the scene: both cameras as the policy will see them, the front camera's depth, where the
 gripper will go (the trace) and the operator's clean plan from here (the chunk). What is *executed* is that plan with
 noise, so that the plan is also shown from places a policy gets to by its own mistakes (DART, Laskey et al. 2017).
 Execution is kinematic: the operator's own idea of the world, rendered. Physics enters where the policy is evaluated.

@@ -1,4 +1,4 @@
-"""The nano checkpoint: the official directory layout and classes with a few million parameters and a small tokenizer."""
+"""The nano checkpoint: the official layout and classes with a few million parameters and a small tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKPOINT_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_con
 
 
 def text_pieces(images: int) -> list[str]:
-    """Fixed text of prompts and replies between their variable parts: one token each, known text should take no time."""
+    """Fixed text of prompts and replies between their variable parts: one token each."""
     texts = [
         chat(reasoning_prompt(HOLE, images)),
         chat(steering_prompt(HOLE, images)),
@@ -43,8 +43,8 @@ def text_pieces(images: int) -> list[str]:
 def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each.
 
-    All ordinary pieces score the same, so the segmentation is the one with the fewest tokens; any other text is bytes. Ids
-    follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
+    All ordinary pieces score the same, so the segmentation is the one with the fewest tokens; any other text is bytes.
+    Ids follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
     """
     characters = [chr(code) for code in range(0x20, 0x7F)]
     words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]

@@ -29,8 +29,8 @@ VALIDATION_SHARDS = 1
 class Objective:
     """The loss of a batch: cross-entropy with labels that are soft over neighbouring bins, weighted by kind of token.
 
-    History dropout hides reply tokens from the tokens after them. Without it the model learns to copy the earlier rows of
-    a chunk before it learns to look: only a handful of a reply's tokens cannot be guessed from the ones before.
+    History dropout hides reply tokens from the tokens after them. Without it the model learns to copy the earlier rows
+    of a chunk before it learns to look: only a handful of a reply's tokens cannot be guessed from the ones before.
     """
 
     def __init__(self, model: MolmoActForActionReasoning, writer: ReplyWriter, config: dict):
