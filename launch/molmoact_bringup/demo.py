@@ -273,7 +273,8 @@ def write_summary(run: Run, log: RunLog | None) -> None:
         "episodes": [asdict(episode) for episode in run.episodes],
         "real_time_factor": run.real_time_factor,
         "rates_hz": {name: round(count.rate_hz, 2) for name, count in sorted(run.topics.items())},
-        "recording": {name: asdict(count) for name, count in sorted(run.topics.items())},
+        "messages": {name: count.received for name, count in sorted(run.topics.items())},
+        "messages_not_recorded": {name: count.dropped for name, count in run.topics.items() if count.dropped},
         "problems": run.problems,
         "versions": versions(),
     }

@@ -34,7 +34,8 @@ class RunLog:
     """One arm's run."""
 
     path: TargetPath
-    chunk_latency_ms: list[float] = field(default_factory=list)  # newest image's stamp to the chunk's
+    # From the newest image's stamp to the receipt of its chunk, of the wall's clock also where the system's is another.
+    chunk_latency_ms: list[float] = field(default_factory=list)
     overhead_latency_ms: list[float] = field(default_factory=list)  # the same without the model's own time
     refusals: dict[str, int] = field(default_factory=dict)
     last_refusal: str = ""
@@ -60,7 +61,8 @@ def read_run(bag: Path) -> RunLog:
     targets: list[tuple[int, int, Any, list[float], float]] = []
     modes: list[tuple[int, int]] = []
     measured = np.full(3, np.nan)
-    chunks: dict[int, float] = {}
+    clock: list[tuple[int, int]] = []
+    chunks: list[tuple[int, int, int]] = []
     model_ms: dict[int, float] = {}
     log = RunLog(_path([]))
     status = None
@@ -69,6 +71,7 @@ def read_run(bag: Path) -> RunLog:
         "/current_pose",
         "/franka_robot_state_broadcaster/robot_state",
         "/action_chunk",
+        "/clock",
         "/reasoning",
         "/bridge_status",
     )
@@ -84,8 +87,9 @@ def read_run(bag: Path) -> RunLog:
         elif topic == "/franka_robot_state_broadcaster/robot_state":
             modes.append((received_ns, int(message.robot_mode)))
         elif topic == "/action_chunk":
-            age_ns = _nanoseconds(message.header.stamp) - _nanoseconds(message.observation_stamp)
-            chunks[message.sequence] = age_ns / 1e6
+            chunks.append((message.sequence, _nanoseconds(message.observation_stamp), received_ns))
+        elif topic == "/clock":
+            clock.append((_nanoseconds(message.clock), received_ns))
         elif topic == "/reasoning":
             log.replies += 1
             log.replies_without_chunk += message.sequence == 0
@@ -93,8 +97,11 @@ def read_run(bag: Path) -> RunLog:
         else:
             status = message
     log.path = _path([target for target in targets if _moves(target[0], modes)])
-    log.chunk_latency_ms = list(chunks.values())
-    log.overhead_latency_ms = [total - model_ms[sequence] for sequence, total in chunks.items() if sequence in model_ms]
+    for sequence, observed_ns, received_ns in chunks:
+        latency_ms = (received_ns - _on_the_wall(observed_ns, clock)) / 1e6
+        log.chunk_latency_ms.append(latency_ms)
+        if sequence in model_ms:
+            log.overhead_latency_ms.append(latency_ms - model_ms[sequence])
     if status is not None:
         log.refusals = {
             name.removeprefix(_REFUSED): int(count) for name, count in vars(status).items() if name.startswith(_REFUSED)
@@ -119,6 +126,15 @@ def _moves(received_ns: int, modes: list[tuple[int, int]]) -> bool:
     last = bisect_left(modes, (received_ns + MODE_MARGIN_NS, -1))
     around = modes[first:last]
     return bool(around) and all(mode == MOVE for _, mode in around)
+
+
+def _on_the_wall(stamp_ns: int, clock: list[tuple[int, int]]) -> int:
+    """The wall's time at which the simulator's clock showed `stamp_ns`; without a simulator's clock, that is the same."""
+    if not clock:
+        return stamp_ns
+    index = min(bisect_left(clock, (stamp_ns, -1)), len(clock) - 1)
+    shown_ns, received_ns = clock[index]
+    return received_ns - (shown_ns - stamp_ns)
 
 
 def _nanoseconds(stamp: Any) -> int:
