@@ -5,7 +5,7 @@ A row is [x, y, z, rotation 3, gripper] per arm, 7 or 14 values. What they mean 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,9 @@ class ActionStatistics:
 
 
 def released_preprocessing(actions: ArrayLike, statistics: ActionStatistics) -> NDArray[np.float32]:
-    """[..., D] in the dataset's units to what the released data preprocessing encodes, which its own parser does not undo:
+    """[..., D] in the dataset's units to what the released preprocessing encodes; its own parser does not undo this.
 
-    the first six dimensions scaled to -1..1, the gripper inverted (1 - a), everything after it as it is.
+    The first six dimensions are scaled to -1..1, the gripper is inverted (1 - a), what follows stays as it is.
     """
     actions = np.asarray(actions, np.float32)
     normalised = actions.copy()

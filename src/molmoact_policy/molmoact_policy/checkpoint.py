@@ -92,7 +92,7 @@ class StoredTensors:
         shapes: dict[str, list[int]] = {}
         for file in self._files:
             with _open(file) as tensors:
-                for key in tensors.keys():
+                for key in tensors.keys():  # noqa: SIM118, this is no dictionary
                     official = official_key(key)
                     self._stored[official] = (file, key)
                     view = tensors.get_slice(key)
@@ -139,11 +139,11 @@ def write_tensors(model: MolmoActForActionReasoning, directory: Path, max_shard_
     sizes = {key: element * torch.Size(shape).numel() for key, shape in official_shapes(model).items()}
     shards = _shards(sizes, max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    for name, keys in zip(names, shards):
+    for name, keys in zip(names, shards, strict=True):
         tensors = {key: _gather(layout[key], parameters) for key in keys}
         save_file(tensors, directory / name, metadata={"format": "pt"})
     if len(shards) > 1:
-        weight_map = {key: name for name, keys in zip(names, shards) for key in keys}
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
@@ -206,7 +206,7 @@ def _rows(parameters: dict[str, Tensor], part: Rows) -> Tensor:
 
 def _scatter(tensor: Tensor, parts: tuple[Rows, ...], parameters: dict[str, Tensor]) -> None:
     targets = [_rows(parameters, part) for part in parts]
-    for target, piece in zip(targets, tensor.split([len(target) for target in targets])):
+    for target, piece in zip(targets, tensor.split([len(target) for target in targets]), strict=True):
         target.copy_(piece)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -150,7 +150,11 @@ class MolmoActConfig(PretrainedConfig):
     """
 
     model_type = "molmoact"
-    sub_configs = {"vit_config": VisionConfig, "adapter_config": AdapterConfig, "llm_config": LanguageConfig}
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
+        "vit_config": VisionConfig,
+        "adapter_config": AdapterConfig,
+        "llm_config": LanguageConfig,
+    }
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class VisionBackbone(nn.Module):
         """
         features = self.encode(images)  # [B, crops, patches, taps * vit hidden]
         if image_masks is not None and self.pad_embed is not None:
-            features = features + self._padding(image_masks.to(features.dtype))
+            features = features + _padding(image_masks.to(features.dtype), self.pad_embed)
         filled = pooled_patches_idx >= 0
         kept = filled.any(-1)  # [B, tokens]
         rows = torch.arange(len(images), device=images.device)[:, None, None].expand_as(pooled_patches_idx)
@@ -67,7 +67,9 @@ class VisionBackbone(nn.Module):
         """[B, crops, patches, pixels] -> tapped ViT features [B, crops, patches, taps * vit hidden]."""
         return self.image_vit(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
-    def _padding(self, masks: Tensor) -> Tensor:
-        empty = (masks == 0).unsqueeze(-1) * self.pad_embed[0]
-        partial = ((masks > 0) & (masks < 1)).unsqueeze(-1) * self.pad_embed[1]
-        return empty + partial
+
+def _padding(masks: Tensor, pad_embed: Tensor) -> Tensor:
+    """[B, crops, patches] -> [B, crops, patches, channels]: row 0 where all is padding, row 1 where some is."""
+    empty = (masks == 0).unsqueeze(-1) * pad_embed[0]
+    partial = ((masks > 0) & (masks < 1)).unsqueeze(-1) * pad_embed[1]
+    return empty + partial

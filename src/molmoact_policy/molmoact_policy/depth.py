@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from collections.abc import Mapping
@@ -118,14 +119,14 @@ class DepthVQVAE(nn.Module):
         c = self.config
         widths = [c.hidden_dim * 2**i for i in range(c.downsample_ratio.bit_length() - 1)]
         encoder: list[nn.Module] = []
-        for before, after in zip([c.channels, *widths], widths):
+        for before, after in itertools.pairwise([c.channels, *widths]):
             encoder += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
         encoder += [ResidualBlock(widths[-1]) for _ in range(c.num_resnet_blocks)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], c.codebook_dim, 1))
 
         decoder: list[nn.Module] = [nn.Conv2d(c.codebook_dim, widths[-1], 1), nn.ReLU()]
         decoder += [ResidualBlock(widths[-1]) for _ in range(c.num_resnet_blocks)]
-        for before, after in zip([widths[-1], *widths[::-1]], widths[::-1]):
+        for before, after in itertools.pairwise([widths[-1], *widths[::-1]]):
             decoder += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(widths[0], c.channels, 1))
         self._vq_vae = Codebook(c.num_tokens, c.codebook_dim)

@@ -1,4 +1,4 @@
-"""What a checkpoint's action numbers mean on a robot, per `unnorm_key`: the one place where they become metres and radians."""
+"""What a checkpoint's action numbers mean on a robot: the one place where they become metres and radians."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ class Delta(NamedTuple):
 class Embodiment:
     """Conventions of one dataset.
 
-    frame: the deltas are in the robot's base or in the end effector's frame. rotation: the three rotation numbers are a
-    rotation vector or roll, pitch, yaw about fixed axes (x, then y, then z). translation_scale, rotation_scale: metres and
-    radians per unit of the action. gripper_open: whether high or low gripper values open it. step_period: seconds per row.
-    image_size: width, height in pixels to which every picture is resized first, None for as it comes. cameras: their names,
-    in the order the checkpoint was trained with. confirmed: somebody has checked these conventions on the robot; a real
-    arm must not move on one that is not.
+    frame: the deltas are in the robot's base or in the end effector's frame.
+    rotation: the three rotation numbers are a rotation vector, or roll, pitch, yaw about the fixed axes x, y, z.
+    translation_scale, rotation_scale: metres and radians per unit of the action.
+    gripper_open: whether high or low gripper values open it.
+    step_period: seconds per row.
+    cameras: their names, in the order the checkpoint was trained with.
+    image_size: width, height in pixels to which every picture is resized first; None: as it comes.
+    confirmed: somebody has checked these conventions on the robot; a real arm must not move on one that is not.
     """
 
     frame: str
@@ -113,7 +115,7 @@ class Embodiment:
         if self.gripper_open == "low":
             grippers = 1.0 - grippers
         translations = actions[:, :3] * self.translation_scale
-        return [Delta(*row) for row in zip(translations, rotations, grippers.tolist())]
+        return [Delta(*row) for row in zip(translations, rotations, grippers.tolist(), strict=True)]
 
 
 def _is_number(value: Any) -> bool:

@@ -171,7 +171,7 @@ class ImageProcessor:
         tilings.sort(key=lambda tiling: (tiling[0] * tiling[1], tiling[0]))
         margin = sum(self.margins) * self.patch_size
         pixels = (np.array(tilings) * (self.window_patches * self.patch_size)).astype(np.float32)
-        # A picture no larger than the margins gives infinite or negative scales; the release lets them compete as they are.
+        # A picture no larger than the margins gives infinite or negative scales; the release lets them compete.
         with np.errstate(divide="ignore"):
             scale = (pixels / np.array([height - margin, width - margin], np.float32)).min(-1)
         best = scale.argmax() if (scale < 1).all() else np.where(scale < 1, np.float32(10e9), scale).argmin()
@@ -198,7 +198,7 @@ class ImageProcessor:
         )
 
     def _grid_patches(self, rows: int, columns: int) -> NDArray[np.int64]:
-        """For each patch of the whole grid, its index in the crops: in an overlap, the crop whose margin it is not in."""
+        """The index in the crops of each patch of the grid; in an overlap, in the crop whose margin it is not."""
         side = self.crop_patches
         in_crop = np.arange(side * side).reshape(side, side)
         grid = np.full([crops * self.window_patches + sum(self.margins) for crops in (rows, columns)], -1)
@@ -216,7 +216,7 @@ class ImageProcessor:
 
     def _pool(self, patches: NDArray[Any]) -> NDArray[np.int32]:
         """[rows, columns] -> [pooled rows, pooled columns, slots], padded with -1, the odd one at the end."""
-        padding = [(-size) % pool for size, pool in zip(patches.shape, self.pooling_size)]
+        padding = [(-size) % pool for size, pool in zip(patches.shape, self.pooling_size, strict=True)]
         patches = np.pad(patches, [(p // 2, (p + 1) // 2) for p in padding], constant_values=-1)
         down, across = self.pooling_size
         rows, columns = patches.shape[0] // down, patches.shape[1] // across

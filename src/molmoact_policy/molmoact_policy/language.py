@@ -11,7 +11,7 @@ from molmoact_policy.config import LanguageConfig
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [start, stop) of a parameter of ours; a tensor of the official layout is some of these, one after another."""
+    """Rows [start, stop) of a parameter of ours; an official tensor is some of these, one after another."""
 
     parameter: str
     start: int = 0
@@ -66,7 +66,7 @@ def official_layout(config: LanguageConfig) -> dict[str, tuple[Rows, ...]]:
     att_proj is [q | k | v]; ff_proj is [up | gate]: its second half goes through the activation.
     """
     embedding = "embed_tokens.weight"
-    layout = {
+    layout: dict[str, tuple[Rows, ...]] = {
         "wte.embedding": (Rows(embedding, 0, config.vocab_size),),
         "wte.new_embedding": (Rows(embedding, config.vocab_size, config.vocab_size + config.additional_vocab_size),),
         "ln_f.weight": (Rows("norm.weight"),),

@@ -6,7 +6,7 @@ The public names are `MolmoActConfig` and `MolmoActForActionReasoning`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class MolmoActForActionReasoning(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["Block", "Qwen2DecoderLayer", "Olmo2DecoderLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["Block", "Qwen2DecoderLayer", "Olmo2DecoderLayer"]
 
     def __init__(self, config: MolmoActConfig) -> None:
         super().__init__(config)
@@ -163,8 +163,9 @@ class MolmoActForActionReasoning(PreTrainedModel, GenerationMixin):
     ) -> MolmoActForActionReasoning:
         """A checkpoint in the official layout: a directory, or the name of a hub repository already in the local cache.
 
-        `dtype` "auto" keeps the checkpoint's; `attn_implementation` ("sdpa", the default, or "eager") is the language model's. Weights are read
-        tensor by tensor straight to the device. Raises CheckpointError naming what is missing or does not fit.
+        `dtype` "auto" keeps the checkpoint's. `attn_implementation` ("sdpa", the default, or "eager") is the language
+        model's. Weights are read tensor by tensor straight to the device. Raises CheckpointError naming what is missing
+        or does not fit.
         """
         directory = checkpoint.locate(directory)
         config = config or checkpoint.read_config(directory)

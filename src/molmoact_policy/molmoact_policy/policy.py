@@ -86,14 +86,13 @@ class Policy:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         action_rows: int | None = None,
-        embodiment: Embodiment | None = None,
     ) -> Policy:
         """A checkpoint directory in the official layout, checked through before it is used.
 
         unnorm_key: which of the checkpoint's statistics apply; None when it has one. device "auto": the GPU if there is
         one. dtype "auto": as stored. action_rows: rows of every reply when known; another number is then refused.
-        embodiment: the conventions to use when the checkpoint brings no embodiment.yaml of its own.
-        Raises CheckpointError naming the file, tensor, key or size at fault, EmbodimentError for its embodiment.yaml.
+        The checkpoint's own embodiment.yaml, if it brings one, becomes `embodiment`; else the caller may set that.
+        Raises CheckpointError naming the file, tensor, key or size at fault, and EmbodimentError for that file.
         """
         directory = locate(directory)
         missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
@@ -107,12 +106,13 @@ class Policy:
         statistics = ActionStatistics.from_norm_stats(model.config.norm_stats, unnorm_key)
         if statistics.dimensions % ROW:
             raise CheckpointError(
-                f"checkpoint {directory}: norm_stats[{statistics.key!r}] is for {statistics.dimensions} degrees of freedom, "
-                f"expected {ROW} per arm"
+                f"checkpoint {directory}: norm_stats[{statistics.key!r}] is for {statistics.dimensions} degrees of "
+                f"freedom, expected {ROW} per arm"
             )
         depth_vqvae = None
         if (directory / DEPTH_DIRECTORY).is_dir():
             depth_vqvae = DepthVQVAE.from_pretrained(directory / DEPTH_DIRECTORY)
+        embodiment = None
         if (directory / EMBODIMENT_FILE).is_file():
             embodiment = Embodiment.from_file(directory / EMBODIMENT_FILE, statistics.key)
         return cls(
@@ -123,8 +123,8 @@ class Policy:
     def act(self, observation: Observation) -> Prediction:
         """One reply by greedy decoding with transformers' own loop.
 
-        Raises ObservationError before the model runs, and ReplyError, with the parts that do parse, when the reply is not
-        complete and well-formed.
+        Raises ObservationError before the model runs, and ReplyError, with the parts that do parse, when the reply is
+        not complete and well-formed.
         """
         started = time.perf_counter()
         images, prompt = self._prepare(observation)
@@ -216,7 +216,7 @@ def check_trace(trace: Sequence[tuple[int, int]]) -> None:
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] to `size` (width, height), PIL bilinear with antialiasing as in the release's mid-training."""
+    """uint8 RGB [H, W, 3] to `size` (width, height): PIL bilinear with antialiasing, as in mid-training."""
     if (image.shape[1], image.shape[0]) == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

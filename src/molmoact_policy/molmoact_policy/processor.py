@@ -66,7 +66,7 @@ class Processor:
         image in a flat list is not: the pretraining checkpoints' way. `prompt` is the bare question.
         """
         nested = len(images) > 0 and isinstance(images[0], (list, tuple))
-        pictures: Sequence[Any] = images[0] if nested else images
+        pictures: Any = images[0] if nested else images
         numbered = nested or len(pictures) > 1
         processed = [self.image_processor(picture, multi_image=numbered) for picture in pictures]
 
@@ -80,7 +80,7 @@ class Processor:
         return inputs | (_join(processed) if processed else {})
 
     def image_tokens(self, grids: NDArray[np.int64]) -> list[int]:
-        """Ids of one image: for each pooled grid (rows, columns), its rows of patches, each closed by a column token."""
+        """Ids of one image: for each pooled grid (rows, columns), its rows of patches, each closed by a column."""
         ids: list[int] = []
         for rows, columns in grids.tolist():
             ids += [self._start, *([self.image_patch_id] * columns + [self._column]) * rows, self._end]
@@ -103,8 +103,8 @@ def _join(processed: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
     indices = []
     patches = 0
     for arrays in processed:
-        # Empty slots (-1) move on too, as in the release and its training: after the first picture they point at the last
-        # patch of the picture before.
+        # Empty slots (-1) move on too, as in the release and its training: after the first picture they point at the
+        # last patch of the picture before.
         indices.append(arrays["pooled_patches_idx"] + patches)
         patches += arrays["images"].shape[0] * arrays["images"].shape[1]
     return {

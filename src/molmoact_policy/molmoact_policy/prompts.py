@@ -41,8 +41,8 @@ def steering_prompt(instruction: str, images: int = 2) -> str:
     """Asks for the action only, along the trace that is drawn on the (first) image."""
     if images == 1:
         return (
-            f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the image. Based "
-            "on the trajectory annotated on the image, what is the action that the robot should take?"
+            f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the image. "
+            "Based on the trajectory annotated on the image, what is the action that the robot should take?"
         )
     return (
         f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the first image. "
@@ -67,9 +67,9 @@ def reasoning_reply(depth: str, trace: str, action: str) -> str:
     depth, trace, action: the texts of `format_depth`, `format_trace` and `actions.format_actions`.
     """
     return (
-        f"The depth map of the first image is {depth}. The trajectory of the end effector in the first image is {trace}. "
-        "Based on these information, along with other images from different camera views as additional information, "
-        f"the action that the robot should take is {action}."
+        f"The depth map of the first image is {depth}. The trajectory of the end effector in the first image is "
+        f"{trace}. Based on these information, along with other images from different camera views as additional "
+        f"information, the action that the robot should take is {action}."
     )
 
 

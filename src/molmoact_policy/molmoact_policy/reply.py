@@ -1,8 +1,8 @@
 """What a reply says: depth codes, trace and actions.
 
 `parse_actions`, `parse_traces` and `parse_depths` are lenient in exactly the released parser's way, which turns an
-unknown symbol into the most negative action and drops a cut-off row without a word. `parse_reply` is what may move a robot:
-it accepts a complete, well-formed reply or says why not.
+unknown symbol into the most negative action and drops a cut-off row without a word. `parse_reply` is what may move a
+robot: it accepts a complete, well-formed reply or says why not.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def parse_actions(
 ) -> NDArray[np.float64]:
     """All action rows found anywhere in the text, in order, [N, D] in the dataset's units; official semantics.
 
-    A row is an innermost [...] group of exactly D parts that are not plain ASCII. A part that is no symbol is read as bin
-    0, or as bin 254 when it is one of Qwen2's `ordinary_tokens`: only who minds the difference has to know them.
+    A row is an innermost [...] group of exactly D parts that are not plain ASCII. A part that is no symbol is read as
+    bin 0, or as bin 254 when it is one of Qwen2's `ordinary_tokens`: only who minds the difference has to know them.
     """
     rows = [_parts(group) for group in INNERMOST.findall(text)]
     rows = [row for row in rows if len(row) == statistics.dimensions and not all(part.isascii() for part in row)]
@@ -56,7 +56,7 @@ def parse_actions(
 
 
 def parse_traces(text: str) -> list[list[list[int | float]]]:
-    """All traces, each a list of [x, y]; official semantics: one bad point rejects its block, nothing is range-checked."""
+    """All traces, each a list of [x, y]; official semantics: a bad point rejects its block, ranges are not checked."""
     traces = []
     for block in ONE_LEVEL.findall(text):
         groups = [group for group in INNERMOST.findall(block) if group.strip()] if "[" in block else [block]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ def draw_trace(image: NDArray[np.uint8], points: ArrayLike) -> NDArray[np.uint8]
     height, width = image.shape[:2]
     scaled = np.rint(points * [(width - 1) / 255, (height - 1) / 255])
     pixels = scaled.clip(0, [width - 1, height - 1]).astype(int).tolist()
-    for start, end in zip(pixels, pixels[1:]):
+    for start, end in itertools.pairwise(pixels):
         cv2.line(drawn, start, end, COLOUR, THICKNESS, cv2.LINE_AA)
     return drawn
 

@@ -38,7 +38,7 @@ class Attention(nn.Module):
         value = self._heads(self.wv(keys_values)).repeat_interleave(self.groups, dim=1)
         if self.float32_scores:
             query, key = query.float(), key.float()
-        # Spelt out and with the query scaled first, as the release does: on CPU in fp32 the result is the same to the bit.
+        # Spelt out and with the query scaled first, as the release does: in fp32 on CPU it is the same to the bit.
         scores = (query / self.head_dim**0.5) @ key.transpose(-2, -1)  # [B, heads, Q, K]
         mixed = scores.softmax(dim=-1).to(value.dtype) @ value
         return self.wo(mixed.transpose(1, 2).flatten(2))
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(config) for _ in range(max(self.taps) + 1))})
 
     def forward(self, patches: Tensor) -> Tensor:
-        """patches [crops, patches, patch_size² * 3] -> [crops, patches, taps * hidden], later tap first as configured."""
+        """patches [crops, patches, patch_size² * 3] -> [crops, patches, taps * hidden], in the configured order."""
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         if self.class_embedding is not None:
             x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
