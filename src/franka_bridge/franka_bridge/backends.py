@@ -1,10 +1,11 @@
-"""Who takes Cartesian targets. A new kind of controller is one more class here and one more line in BACKENDS."""
+"""Who takes Cartesian targets, on the ROS side. A new kind of controller is one more class and one more line in BACKENDS."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import PublisherEventCallbacks
 
 from franka_bridge.messages import pose_message
 from franka_bridge.poses import Pose
@@ -33,7 +34,13 @@ class CrispBackend:
     def __init__(self, node: Any, prefix: str, base_frame: str) -> None:
         self._node = node
         self._frame = base_frame
-        self._publisher = node.create_publisher(PoseStamped, f"{prefix}target_pose", 1)
+        # The default event callbacks are waited for by the executor, which fails when `close` destroys the publisher.
+        self._publisher = node.create_publisher(
+            PoseStamped,
+            f"{prefix}target_pose",
+            1,
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
+        )
 
     def send(self, pose: Pose, stamp_ns: int) -> None:
         self._publisher.publish(pose_message(pose, self._frame, stamp_ns))

@@ -154,11 +154,14 @@ class Bridge:
 
     # The clock.
 
-    def advance(self, now_ns: int) -> list[Target]:
-        """The targets that are due, oldest first; called once a period. `now_ns` is 0 before a clock has begun."""
+    def advance(self, now_ns: int, steady_ns: int) -> list[Target]:
+        """The targets that are due, oldest first; called once a period.
+
+        `now_ns` is 0 before the ROS clock has begun; `steady_ns` is of a clock that runs in real time and is never set.
+        """
         if now_ns <= 0:
             return []
-        jumped = self._clock.complaint(now_ns)
+        jumped = self._clock.complaint(now_ns, steady_ns)
         if jumped:
             self._order.clock_jumped()
             for arm in self.arms.values():

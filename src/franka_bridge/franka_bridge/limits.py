@@ -119,7 +119,7 @@ class Timeouts:
     pose_timeout: float  # of the measured pose
     robot_state_timeout: float  # of the robot's own state
     teleop_timeout: float  # of a teleop command
-    clock_jump: float  # largest step of the clock from one look to the next
+    clock_jump: float  # of the ROS clock ahead of real time, from one tick to the next
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -75,9 +75,7 @@ class BridgeNode(ManagedNode):
         self._status_due_s = 0.0
         for topics in self._topics.values():
             topics.open()
-        self._ticking = self.spawn(
-            "tick", lambda stop: run_at_rate(1.0 / self.p.rate, self._tick, stop, self._statistics)
-        )
+        self._ticking = self.spawn("tick", self._keep_time)
         self._watching = self.spawn("graph", self._watch_graph)
 
     def stop(self, reason: str) -> None:
@@ -94,9 +92,7 @@ class BridgeNode(ManagedNode):
     def _make_bridge(self) -> Bridge:
         p = self.p
         if len(p.arm_prefixes) != len(p.arms) or len(set(p.arms)) != len(p.arms) or not p.arms:
-            raise LimitError(
-                f"arm_prefixes: {list(p.arm_prefixes)}, expected one for each of the different arms {list(p.arms)}"
-            )
+            raise LimitError(f"arm_prefixes: {p.arm_prefixes}, expected one for each of the different arms {p.arms}")
         values = asdict(p)
         thresholds = GripperThresholds(p.gripper_close_below, p.gripper_open_above)
         setups = []
@@ -120,7 +116,7 @@ class BridgeNode(ManagedNode):
 
     def _create_interfaces(self) -> None:
         self._status = self.create_publisher(BridgeStatus, "bridge_status", qos_profile("reliable", depth=10))
-        # An emergency stop waits for no other callback: the topic is read by the tick, the service has a group of its own.
+        # An emergency stop waits for no other callback: the tick reads the topic, the service has its own group.
         self._stops = self.create_subscription(
             Bool, "emergency_stop", never_called, qos_profile("reliable", depth=10), callback_group=PolledGroup()
         )
@@ -129,9 +125,8 @@ class BridgeNode(ManagedNode):
         self.create_service(Trigger, "release_emergency_stop", self._on_release)
         self.create_service(Trigger, "recover", self._on_recover, callback_group=recovery_group)
         self.create_service(SetMode, "set_mode", self._on_set_mode)
-        self._chunks = self.create_subscription(
-            ActionChunk, "action_chunk", self._on_chunk, qos_profile("reliable", 10)
-        )
+        queue = qos_profile("reliable", depth=10)
+        self._chunks = self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, queue)
         self.create_subscription(TeleopCommand, "teleop_command", self._on_teleop, qos_profile("best_effort", depth=10))
         self.create_subscription(String, "task", self._on_task, LATCHED)
         DiagnosticsPublisher(self, self._report)
@@ -238,6 +233,9 @@ class BridgeNode(ManagedNode):
 
     # The tick
 
+    def _keep_time(self, stop: threading.Event) -> None:
+        run_at_rate(1.0 / self.p.rate, self._tick, stop, self._statistics)
+
     def _tick(self) -> None:
         stops = take_all(self._stops)
         with self._lock:
@@ -246,7 +244,7 @@ class BridgeNode(ManagedNode):
             for topics in self._topics.values():
                 topics.read()
             now_ns = self._now_ns()
-            targets = self._bridge.advance(now_ns)
+            targets = self._bridge.advance(now_ns, time.monotonic_ns())
             for topics in self._topics.values():
                 topics.command_hand()
             statuses = self._statuses(now_ns)
@@ -271,9 +269,13 @@ class BridgeNode(ManagedNode):
         return statuses
 
     def _log_change(self, name: str, arm: Arm, before: tuple[Any, ...] | None) -> None:
-        if before is None or arm.mode != before[0]:
-            log = self.get_logger().error if arm.mode in LEVELS else self.get_logger().info
-            log(f"{name}: {arm.mode.name}: {arm.reason}")
+        if before is not None and arm.mode == before[0]:
+            return
+        text = f"{name}: {arm.mode.name}: {arm.reason}"
+        if arm.mode in LEVELS:
+            self.get_logger().error(text)
+        else:
+            self.get_logger().info(text)
 
     # What else has to be watched
 

@@ -18,9 +18,7 @@ def required(description: str) -> Any:
 @dataclass(frozen=True)
 class BridgeParameters:
     arms: tuple[str, ...] = parameter(("fr3",), "names of the arms, as in action_chunk and bridge_status")
-    arm_prefixes: tuple[str, ...] = parameter(
-        ("",), "prefix of each arm's topics and frames: '' alone, 'left/' in a pair"
-    )
+    arm_prefixes: tuple[str, ...] = parameter(("",), "prefix of each arm's topics and frames: '', or 'left/' in a pair")
     base_frame: str = parameter("fr3_link0", "base frame, without the arm's prefix")
     tcp_frame: str = parameter("fr3_hand_tcp", "frame of the tool centre point, without the arm's prefix")
     backend: str = parameter("crisp", "controller that takes the targets", choices=tuple(BACKENDS))
@@ -52,7 +50,7 @@ class BridgeParameters:
     pose_timeout: float | None = required("age of the measured pose, s")
     robot_state_timeout: float | None = required("age of the robot's state, s")
     teleop_timeout: float | None = required("age of a teleop command, s")
-    clock_jump: float | None = required("largest step of the clock between two ticks, s")
+    clock_jump: float | None = required("largest step of the clock ahead of real time between two ticks, s")
 
     home_position: tuple[float, ...] | None = required("x, y, z of the home pose, one after another for each arm, m")
     home_quaternion: tuple[float, ...] | None = required("x, y, z, w of the home pose, for each arm")

@@ -59,6 +59,7 @@ class Rig:
         self.bridge = Bridge([setup], limits, timeouts, PERIOD)
         self.limits = limits
         self.now_ns = 1000 * SECOND_NS
+        self.steady_ns = 0
         self.measured = HOME
         self.robot_mode = RobotMode.MOVE
         self.publishes_pose = True
@@ -78,11 +79,12 @@ class Rig:
     def tick(self, ticks: int = 1) -> Rig:
         for _ in range(ticks):
             self.now_ns += PERIOD_NS
+            self.steady_ns += PERIOD_NS
             if self.publishes_pose:
                 self.arm.on_pose(self.now_ns, self.measured)
             if self.publishes_state:
                 self.arm.on_robot_state(self.now_ns, self.robot_mode)
-            new = self.bridge.advance(self.now_ns)
+            new = self.bridge.advance(self.now_ns, self.steady_ns)
             self.targets += new
             if self.follows and self.robot_mode is RobotMode.MOVE and new:
                 self.measured = new[-1].pose

@@ -1,8 +1,9 @@
-"""Whatever arrives, in whatever order: no published target violates a limit, none is NaN, and the path is continuous."""
+"""Whatever arrives, in whatever order: no published target violates a limit or is NaN, and the path is continuous."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from franka_bridge.arbitration import Mode, RobotMode, TeleopStep
@@ -116,7 +117,7 @@ class Script:
 
     def on_teleop(self, rig, event):
         translation, rotation = np.array(event["translation"]), np.array(event["rotation"])
-        step = TeleopStep(rig.now_ns, False, translation, rotation, 1.0, event["enabled"])
+        step = TeleopStep("fr3", rig.now_ns, "fr3_link0", translation, rotation, 1.0, event["enabled"])
         rig.arm.on_teleop(step, rig.now_ns)
 
     def on_mode(self, rig, event):
@@ -177,9 +178,7 @@ def norms(rows: np.ndarray) -> np.ndarray:
 
 
 def angular_velocities(quaternions) -> np.ndarray:
-    steps = [
-        quaternion_multiply(b, quaternion_conjugate(a)) for a, b in zip(quaternions, quaternions[1:], strict=False)
-    ]
+    steps = [quaternion_multiply(b, quaternion_conjugate(a)) for a, b in pairwise(quaternions)]
     return np.array([quaternion_log(step) for step in steps]).reshape(-1, 3) / PERIOD
 
 
