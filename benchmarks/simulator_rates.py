@@ -156,14 +156,21 @@ def main() -> None:
     node = Node("simulator_rates")
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    threading.Thread(target=executor.spin, daemon=True).start()
-    results = {}
-    for load in arguments.loads:
-        results[load] = measure(node, LOADS[load], arguments.seconds)
-        print(f"{load}: {json.dumps(results[load], indent=2)}", flush=True)
-    report = {"machine": {"cores": os.cpu_count()}, "seconds": arguments.seconds, "loads": results}
+    spinner = threading.Thread(target=executor.spin)
+    spinner.start()
+    try:
+        results = {load: measure(node, LOADS[load], arguments.seconds) for load in arguments.loads}
+    finally:
+        executor.shutdown()
+        spinner.join()
+        rclpy.shutdown()
+    report = {
+        "machine": {"cores": os.cpu_count(), "simulator_niceness": os.nice(0)},
+        "seconds": arguments.seconds,
+        "loads": results,
+    }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    rclpy.shutdown()
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

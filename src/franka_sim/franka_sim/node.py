@@ -14,7 +14,6 @@ from molmoact_msgs.msg import SceneStatus
 from molmoact_msgs.srv import ResetScene
 from molmoact_ros.diagnostics import OK, WARN, DiagnosticsPublisher, Status
 from molmoact_ros.node import ConfigurationError, ManagedNode, run
-from molmoact_ros.parameters import parameter
 from molmoact_ros.qos import qos_profile
 from molmoact_ros.stamps import from_seconds
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -23,8 +22,9 @@ from tf2_msgs.msg import TFMessage
 
 from franka_sim import errors
 from franka_sim.arm_interface import ArmInterface
-from franka_sim.camera_publisher import CameraPublisher, CameraSettings
+from franka_sim.camera_publisher import CameraPublisher
 from franka_sim.pacing import Pacer, Periodic
+from franka_sim.parameters import SimulatorParameters, require_length
 from franka_sim.scene import TIMESTEP_S, SceneConfig, SensorConfig, model_prefix
 from franka_sim.simulation import Simulation
 from franka_sim.transforms import WORLD, FrameTree
@@ -36,43 +36,6 @@ CAMERA_TIMEOUT_S = 1.0
 STATUS_RATE_HZ = 10.0
 # Simulated time slower than this share of what was asked for is worth a warning.
 SLOW_SHARE = 0.97
-
-
-@dataclass(frozen=True)
-class SimulatorParameters:
-    scene: str | None = parameter(None, "scene file (YAML)")
-    task: str = parameter("pick", "task laid out at start-up, as in the service franka_sim/reset")
-    seed: int = parameter(0, "seed of the scene at start-up", minimum=0)
-    arms: tuple[str, ...] = parameter(("fr3",), "names of the arms, for messages to the operator")
-    arm_prefixes: tuple[str, ...] = parameter(
-        ("",), "prefix of each arm's topics and frames: '' alone, 'left/' in a pair"
-    )
-    real_time_factor: float = parameter(1.0, "simulated seconds per second", minimum=0.01, maximum=100.0)
-    publish_clock: bool = parameter(
-        False, "publish /clock and stamp in simulated time; others then run with use_sim_time"
-    )
-    clock_rate: float = parameter(200.0, "rate of /clock, Hz of simulated time", minimum=1.0, maximum=1000.0)
-    state_rate: float = parameter(
-        100.0, "rate of pose, twist and robot state, Hz (1000 on the robot)", minimum=1.0, maximum=1000.0
-    )
-    joint_state_rate: float = parameter(30.0, "rate of joint_states and /tf, Hz", minimum=1.0, maximum=1000.0)
-    gripper_state_rate: float = parameter(15.0, "rate of the fingers' joint states, Hz", minimum=1.0, maximum=1000.0)
-    cameras: tuple[str, ...] = parameter(
-        ("front", "wrist"), "cameras of the scene to publish; those below in this order"
-    )
-    camera_widths: tuple[int, ...] = parameter((640, 640), "px", minimum=1, maximum=1280)
-    camera_heights: tuple[int, ...] = parameter((480, 480), "px", minimum=1, maximum=720)
-    camera_rates: tuple[float, ...] = parameter((30.0, 30.0), "frames per second", minimum=0.1, maximum=90.0)
-    camera_depth: tuple[bool, ...] = parameter((True, True), "whether aligned depth is offered")
-    camera_compressed: tuple[bool, ...] = parameter((False, False), "whether colour is offered as JPEG too")
-
-    def camera_settings(self) -> list[CameraSettings]:
-        """One entry per camera. Raises ConfigurationError when a list has another length than `cameras`."""
-        fields = ("camera_widths", "camera_heights", "camera_rates", "camera_depth", "camera_compressed")
-        for name in fields:
-            _require_length(name, getattr(self, name), "cameras", self.cameras)
-        columns = (self.cameras, *(getattr(self, name) for name in fields))
-        return [CameraSettings(*values) for values in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -95,14 +58,13 @@ class SimulatorNode(ManagedNode):
     # Lifecycle
 
     def set_up(self) -> None:
-        _require_length("arm_prefixes", self.p.arm_prefixes, "arms", self.p.arms)
+        require_length("arm_prefixes", self.p.arm_prefixes, "arms", self.p.arms)
         if self.p.scene is None:
             raise ConfigurationError("parameter 'scene': not set, expected the path of a scene file")
         try:
             config = SceneConfig.load(self.p.scene)
             self._simulation = Simulation(config, self.p.arm_prefixes, engage_on_target=True)
             self._lay_out(self.p.task, self.p.seed)
-            self._frames = FrameTree(self._simulation.model, self.p.arm_prefixes, self.p.cameras)
             self._create_interfaces()
         except errors.FrankaSimError as error:
             raise ConfigurationError(str(error)) from error
@@ -122,27 +84,29 @@ class SimulatorNode(ManagedNode):
         self._tf = self.create_publisher(TFMessage, "/tf", qos_profile("reliable", depth=100))
         self._tf_data = mujoco.MjData(self._simulation.model)
         self._clock_publisher = (
-            self.create_publisher(Clock, "/clock", qos_profile("best_effort")) if self.p.publish_clock else None
+            self.create_publisher(Clock, "/clock", qos_profile("reliable")) if self.p.publish_clock else None
         )
         self._status = self.create_publisher(SceneStatus, "franka_sim/scene_status", qos_profile("reliable", depth=10))
-        self._arms = [
-            ArmInterface(self, self._simulation, self._frames, index, name) for index, name in enumerate(self.p.arms)
-        ]
         self._cameras = [
             CameraPublisher(self, self._simulation, settings, self._sensor(settings.name), seed=index)
             for index, settings in enumerate(self.p.camera_settings())
         ]
+        self._frames = FrameTree(self._simulation.model, self.p.arm_prefixes, self.p.cameras)
+        self._arms = [
+            ArmInterface(self, self._simulation, self._frames, index, name) for index, name in enumerate(self.p.arms)
+        ]
         self.create_service(
             ResetScene, "franka_sim/reset", self._reset, callback_group=MutuallyExclusiveCallbackGroup()
         )
-
         DiagnosticsPublisher(self, self._report)
 
     def _sensor(self, camera: str) -> SensorConfig:
         """A camera on a hand is in the scene file once, and in the model once per arm, with the arm's prefix."""
         config = self._simulation.config
-        names = [camera, *(camera.removeprefix(model_prefix(prefix)) for prefix in self.p.arm_prefixes)]
-        return config.sensors[next(config.cameras[name].sensor for name in names if name in config.cameras)]
+        for name in (camera, *(camera.removeprefix(model_prefix(prefix)) for prefix in self.p.arm_prefixes)):
+            if name in config.cameras:
+                return config.sensors[config.cameras[name].sensor]
+        raise ConfigurationError(f"parameter 'cameras': '{camera}' is not in the scene ({', '.join(config.cameras)})")
 
     def _reset(self, request: ResetScene.Request, response: ResetScene.Response) -> ResetScene.Response:
         if not self.active:
@@ -254,11 +218,6 @@ class SimulatorNode(ManagedNode):
         )
         message.header.stamp, message.header.frame_id = stamp, WORLD
         self._status.publish(message)
-
-
-def _require_length(name: str, values: tuple, of: str, expected: tuple) -> None:
-    if len(values) != len(expected):
-        raise ConfigurationError(f"parameter '{name}': {len(values)} entries, expected {len(expected)} as in '{of}'")
 
 
 def main() -> None:

@@ -49,6 +49,12 @@ class Client(Node):
                 kind, topic, lambda message: self._newest.update({topic: message}), qos_profile("reliable", 10)
             )
 
+    def record(self, kind: type, topic: str) -> list[Any]:
+        """A list that every message from now on is added to."""
+        messages: list[Any] = []
+        self.create_subscription(kind, topic, messages.append, qos_profile("reliable", 100))
+        return messages
+
     def has_news(self, topic: str) -> bool:
         return self._newest[topic] is not None
 
@@ -109,7 +115,7 @@ class Client(Node):
         return self._result(handle.get_result_async(), "the result of an action").result
 
     def target_publisher(self) -> Publisher:
-        # Without events: rclpy's executor fails on an event of a publisher that is destroyed beside it.
+        # Without events: rclpy's executor fails on an event of what is destroyed beside it.
         publisher = self.create_publisher(
             PoseStamped,
             "target_pose",

@@ -1,7 +1,11 @@
 """Two arms in one scene: the same interfaces, once per prefix."""
 
+import time
+
+import pytest
 from franka_msgs.action import Move
 from geometry_msgs.msg import PoseStamped
+from molmoact_ros.stamps import to_seconds
 from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
@@ -21,7 +25,9 @@ def test_a_second_arm_is_one_more_prefix(client, start_simulator):
     for side in ("left", "right"):
         client.watch(PoseStamped, f"{side}/current_pose")
         client.watch(Image, f"camera/{side}_wrist/color/image_raw")
-        assert client.newest(f"{side}/current_pose").header.frame_id == f"{side}_fr3_link0"
+        header = client.newest(f"{side}/current_pose").header
+        assert header.frame_id == f"{side}_fr3_link0"
+        assert to_seconds(header.stamp) == pytest.approx(time.time(), abs=60.0)  # the wall clock, unless told otherwise
         frame = client.newest(f"camera/{side}_wrist/color/image_raw").header.frame_id
         assert frame == f"camera_{side}_wrist_color_optical_frame"
         parents = {t.child_frame_id: t.header.frame_id for t in client.newest("/tf").transforms}
