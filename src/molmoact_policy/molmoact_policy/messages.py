@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from geometry_msgs.msg import Vector3
 from molmoact_msgs.msg import ActionChunk, ArmActions, CartesianDelta, Reasoning, TracePoint
 from molmoact_ros.stamps import duration_from_nanoseconds, duration_from_seconds, from_nanoseconds
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from molmoact_policy.depth import most_square
 from molmoact_policy.embodiment import Delta
@@ -55,10 +56,10 @@ def shown_trace(seen: Seen, reply: Prediction | ReplyError) -> Sequence[tuple[in
     return seen.trace if seen.trace is not None else reply.trace
 
 
-def _delta(translation: ArrayLike, rotation: ArrayLike, gripper: float) -> CartesianDelta:
-    return CartesianDelta(translation=_vector(translation), rotation=_vector(rotation), gripper=float(gripper))
+def _delta(translation: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float) -> CartesianDelta:
+    return CartesianDelta(translation=_vector(translation), rotation=_vector(rotation), gripper=gripper)
 
 
-def _vector(values: ArrayLike) -> Vector3:
-    x, y, z = (float(value) for value in values)
+def _vector(values: NDArray[np.float64]) -> Vector3:
+    x, y, z = values.tolist()
     return Vector3(x=x, y=y, z=z)

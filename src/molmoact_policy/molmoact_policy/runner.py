@@ -154,14 +154,18 @@ class Runner:
         return Seen(max(frame.stamp for frame in frames), self._decode(frames), self._tasks.trace)
 
     def _think(self, task: Task, seen: Seen) -> None:
-        sequence = 0
         try:
-            reply: Prediction | ReplyError = self._act(Observation(seen.images, task.instruction, seen.trace))
-            sequence = self._send(task, seen, _checked(reply))
-            error = "" if sequence else "the task changed while the policy was thinking"
-        except ReplyError as reply_error:
-            reply, error = reply_error, str(reply_error)
-            self._count_bad_reply(task, error)
+            prediction = self._act(Observation(seen.images, task.instruction, seen.trace))
+            sequence = self._send(task, seen, _checked(prediction))
+        except ReplyError as error:
+            self._count_bad_reply(task, str(error))
+            self._report(seen, error, 0, str(error))
+        else:
+            self._report(
+                seen, prediction, sequence, "" if sequence else "the task changed while the policy was thinking"
+            )
+
+    def _report(self, seen: Seen, reply: Prediction | ReplyError, sequence: int, error: str) -> None:
         self._usable()
         self.counters.last_error = error
         self._output.reply(seen, reply, sequence, error)

@@ -25,6 +25,7 @@ from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.action import ActionClient, ActionServer
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
@@ -100,7 +101,7 @@ class ManagedNode(LifecycleNode):
         self._own_entities: set[tuple[Callable[[Any], object], Any]] = set()
         self._started = False
         self._finalized = False
-        self._refusal = ""
+        self.refusal = ""  # why the newest transition failed
         self.declare_parameter(
             "autostart",
             True,
@@ -167,7 +168,7 @@ class ManagedNode(LifecycleNode):
             if self.ended.is_set():
                 return
             if trigger() != TransitionCallbackReturn.SUCCESS:
-                self.fail(self._refusal)
+                self.fail(self.refusal)
 
     # The transitions.
 
@@ -212,8 +213,8 @@ class ManagedNode(LifecycleNode):
             # rclpy swallows what a transition raises; a configuration error explains itself without a traceback.
             if not isinstance(error, ConfigurationError):
                 self.get_logger().error(traceback.format_exc())
-            self._refusal = f"{transition} failed: {_reason(error)}"
-            self.get_logger().error(self._refusal)
+            self.refusal = f"{transition} failed: {_reason(error)}"
+            self.get_logger().error(self.refusal)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
@@ -343,12 +344,16 @@ def _exit_late() -> None:
 
 
 def _spin(executor: MultiThreadedExecutor, node: ManagedNode) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        node.end("the ROS context was shut down")
-    except Exception as error:
-        node.fail(f"a callback failed: {_reason(error)}", error)
+    while True:
+        try:
+            return executor.spin()
+        except InvalidHandle:
+            # A transition destroyed what was about to be called.
+            continue
+        except ExternalShutdownException:
+            return node.end("the ROS context was shut down")
+        except Exception as error:
+            return node.fail(f"a callback failed: {_reason(error)}", error)
 
 
 def _end(node: ManagedNode, executor: MultiThreadedExecutor, spinner: threading.Thread) -> None:
