@@ -11,13 +11,14 @@ IN_WORKSPACE := . ./env.sh &&
 BUILT_FROM := $(shell find src launch training config -type f -not -path '*/test/*' -not -name '*.pyc' \
                 \( -not -name '*.py' -o -name setup.py -o -name '*.launch.py' \) 2>/dev/null)
 
-.PHONY: help setup build demo test lint format clean
+.PHONY: help setup build demo test nano lint format clean
 
 help:
 	@echo 'make setup    virtual environment, pinned wheels, built workspace; then ". ./env.sh"'
 	@echo 'make demo     simulated episodes through the whole ROS graph, results in runs/'
 	@echo '              EPISODES=10  SEED=first seed  TASK=pick|place|push'
 	@echo 'make test     lint, types and every test'
+	@echo 'make nano     train the embedded checkpoint again, into data/nano (about two hours on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
 	@echo 'make clean    remove the build, keep the virtual environment'
@@ -40,6 +41,9 @@ demo: setup
 
 test: setup lint
 	@$(IN_WORKSPACE) exec pytest
+
+nano: setup
+	@$(IN_WORKSPACE) exec scripts/train_nano.sh
 
 lint: $(VENV)
 	@.venv/bin/ruff check

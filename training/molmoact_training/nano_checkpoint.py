@@ -26,7 +26,7 @@ COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "black
 THINGS = ["cube", "block", "bowl", "plate", "box", "table"]
 INSTRUCTION_WORDS = [*VERBS, *COLOURS, *THINGS, "up", "the", "a", "on", "in", "to", "of", "left", "right"]
 HOLE = "\x00"
-CHECKPOINT_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "embodiment.yaml")
+COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "embodiment.yaml")
 
 
 def text_pieces(images: int) -> list[str]:
@@ -44,7 +44,7 @@ def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each.
 
     All ordinary pieces score the same, so the segmentation is the one with the fewest tokens; any other text is bytes.
-    Ids follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, image tokens.
+    Ids follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, images.
     """
     characters = [chr(code) for code in range(0x20, 0x7F)]
     words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]
@@ -151,16 +151,17 @@ def create(model: dict, directory: Path, seed: int = 0) -> None:
     (directory / "embodiment.yaml").write_text(yaml.safe_dump(EMBODIMENT, sort_keys=False))
 
 
-def finish(untrained: Path, state: Path, vqvae: Path, statistics: Path, out: Path) -> None:
-    """Write the trained checkpoint: the averaged weights of `state`, the depth VQVAE and the dataset's statistics."""
+def finish(untrained: Path, weights: Path | None, vqvae: Path, statistics: Path, out: Path) -> None:
+    """Write a checkpoint that can act: averaged `weights` of a run (None: untrained), depth VQVAE, statistics."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in CHECKPOINT_FILES:
+    for name in COPIED_FILES:
         shutil.copy(untrained / name, out / name)
     model = MolmoActForActionReasoning.from_pretrained(untrained, dtype=torch.float32)
-    averaged = torch.load(state, weights_only=True)["average"]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(averaged[name])
+    if weights is not None:
+        averaged = torch.load(weights, weights_only=True)["average"]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(averaged[name])
     model.config.norm_stats = json.loads(statistics.read_text())
     model.to(torch.bfloat16).save_pretrained(out)
     shutil.copytree(vqvae, out / "depth_vqvae", dirs_exist_ok=True)
@@ -173,17 +174,19 @@ def main() -> None:
     created = commands.add_parser("create", help="write an untrained checkpoint")
     created.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
     created.add_argument("--out", type=Path, required=True)
-    finished = commands.add_parser("finish", help="write the trained checkpoint")
+    finished = commands.add_parser("finish", help="write a checkpoint that can act")
     finished.add_argument("--untrained", type=Path, required=True)
     finished.add_argument("--run", type=Path, required=True, help="output of molmoact_training.train")
     finished.add_argument("--vqvae", type=Path, required=True)
     finished.add_argument("--out", type=Path, required=True)
+    finished.add_argument("--initial-weights", action="store_true", help="of the untrained network, as a baseline")
     arguments = parser.parse_args()
     if arguments.command == "create":
         create(yaml.safe_load(arguments.config.read_text())["model"], arguments.out)
     else:
         run = arguments.run
-        finish(arguments.untrained, run / "last.pt", arguments.vqvae, run / "dataset_statistics.json", arguments.out)
+        weights = None if arguments.initial_weights else run / "last.pt"
+        finish(arguments.untrained, weights, arguments.vqvae, run / "dataset_statistics.json", arguments.out)
 
 
 if __name__ == "__main__":
