@@ -115,7 +115,12 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
 
 
 class PolicyNode(ManagedNode):
-    """Parameters: PolicyParameters. Topics, services and the action: docs/reference/policy.md."""
+    """Parameters: PolicyParameters; all names are relative.
+
+    Subscribes to `camera_topics`. Publishes `action_chunk` (only while there is a task), `reasoning` for every reply,
+    `trace_image` (the trace on the first image), `depth_image` (the decoded depth map, near is bright), `task` (latched;
+    the instruction, "" for none) and /diagnostics. Services `set_task`, `set_trace`; action `run_task`.
+    """
 
     p: PolicyParameters
 
@@ -356,6 +361,9 @@ class PolicyNode(ManagedNode):
 
     def unusable(self, reason: str) -> None:
         self.get_logger().warning(reason, throttle_duration_sec=WARNING_PERIOD_S)
+
+    def given_up(self, task: Task) -> None:
+        self.get_logger().error(f"gave up '{task.instruction}': {task.reason}")
 
     # Diagnostics
 

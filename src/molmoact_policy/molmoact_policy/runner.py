@@ -72,6 +72,8 @@ class Output(Protocol):
 
     def unusable(self, reason: str) -> None: ...
 
+    def given_up(self, task: Task) -> None: ...
+
 
 class Runner:
     """Lets the policy act on the current task, one observation after another; `run` is the body of a worker thread.
@@ -193,7 +195,7 @@ class Runner:
         self.counters.bad_replies += 1
         self._bad_replies += 1
         if self._bad_replies >= self._settings.max_bad_replies:
-            self._tasks.end(task, False, f"{self._bad_replies} replies in a row gave no chunk; the last: {error}")
+            self._give_up(task, f"{self._bad_replies} replies in a row gave no chunk; the last: {error}")
 
     def _usable(self) -> None:
         self._unusable_since: int | None = None
@@ -207,7 +209,11 @@ class Runner:
         self._output.unusable(reason)
         if task.run and now - self._unusable_since >= self._settings.observation_timeout:
             waited = (now - self._unusable_since) / SECOND
-            self._tasks.end(task, False, f"nothing to look at for {waited:.1f} s: {reason}")
+            self._give_up(task, f"nothing to look at for {waited:.1f} s: {reason}")
+
+    def _give_up(self, task: Task, reason: str) -> None:
+        if self._tasks.end(task, False, reason):
+            self._output.given_up(task)
 
 
 def _checked(prediction: Prediction) -> NDArray[np.float64]:

@@ -20,13 +20,14 @@ from molmoact_policy.node import PolicyNode
 from molmoact_policy.policy import Prediction
 from molmoact_ros.images import array_to_compressed, array_to_image, image_to_array
 from molmoact_ros.qos import LATCHED
-from molmoact_ros.stamps import duration_from_seconds, to_nanoseconds
+from molmoact_ros.stamps import duration_from_seconds, from_nanoseconds, to_nanoseconds
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
@@ -304,6 +305,26 @@ def test_trace_steers_until_it_is_taken_away(bench):
     assert rig.policy.observations[0].trace == ((10, 20), (30, 40))
     assert rig.call(SetTrace, "set_trace").success
     rig.wait_for("reasoning", lambda each: not each.steered)
+
+
+def test_under_simulated_time_stamps_and_timeouts_are_the_simulations(bench):
+    rig = bench(use_sim_time=True)
+    clock = rig.user.create_publisher(Clock, "/clock", 10)
+    elapsed = itertools.count(start=5_000_000_000, step=50_000_000)
+
+    def tick() -> None:
+        rig.simulated = from_nanoseconds(next(elapsed))
+        clock.publish(Clock(clock=rig.simulated))
+
+    rig.make_image = lambda camera, stamp: rig.raw_image(camera, rig.simulated)
+    tick()
+    rig.user.create_timer(FRAME_PERIOD_S, tick)
+    rig.activate()
+    rig.film()
+    result = rig.result_of(rig.run_task("pick", timeout_s=2.0))
+    assert (result.success, result.reason) == (True, "the time of 2 s was used up")
+    for stamp in (rig.heard["action_chunk"][0].start, rig.heard["reasoning"][0].header.stamp):
+        assert 5 <= stamp.sec < 1000
 
 
 def test_inactive_node_refuses_tasks_and_says_so(bench):

@@ -32,7 +32,7 @@ class Rig:
     def __init__(self, **settings) -> None:
         self.now = 0
         self.think = lambda observation: prediction()
-        self.observations, self.chunks, self.replies, self.reasons = [], [], [], []
+        self.observations, self.chunks, self.replies, self.reasons, self.given_up_tasks = [], [], [], [], []
         self.frames = FrameBuffer(("front",), sync_tolerance=0.05, max_image_age=0.5)
         self.tasks = Tasks(lambda _: None)
         self.tasks.open()
@@ -66,6 +66,9 @@ class Rig:
 
     def unusable(self, reason):
         self.reasons.append(reason)
+
+    def given_up(self, task):
+        self.given_up_tasks.append(task)
 
     def see(self, at: int) -> bool:
         """An image stamped now, and one step of the worker."""
@@ -211,6 +214,7 @@ def test_task_ends_after_so_many_bad_replies_in_a_row_with_the_last_reason():
         False,
         "3 replies in a row gave no chunk; the last: actions: 3 rows, expected 8",
     )
+    assert rig.given_up_tasks == [task]
     assert (rig.runner.counters.bad_replies, rig.runner.counters.chunks) == (5, 1)
 
 
