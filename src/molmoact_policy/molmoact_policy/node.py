@@ -118,8 +118,8 @@ class PolicyNode(ManagedNode):
     """Parameters: PolicyParameters; all names are relative.
 
     Subscribes to `camera_topics`. Publishes `action_chunk` (only while there is a task), `reasoning` for every reply,
-    `trace_image` (the trace on the first image), `depth_image` (the decoded depth map, near is bright), `task` (latched;
-    the instruction, "" for none) and /diagnostics. Services `set_task`, `set_trace`; action `run_task`.
+    `trace_image` (the trace on the first image), `depth_image` (the decoded depth map, near is bright), `task` (the
+    instruction, latched; "" for none) and /diagnostics. Services `set_task`, `set_trace`; action `run_task`.
     """
 
     p: PolicyParameters
