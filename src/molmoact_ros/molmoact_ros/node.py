@@ -25,7 +25,7 @@ from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.action import ActionClient, ActionServer
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidHandle
+from rclpy.exceptions import InvalidHandle, InvalidParameterTypeException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
@@ -102,14 +102,8 @@ class ManagedNode(LifecycleNode):
         self._started = False
         self._finalized = False
         self.refusal = ""  # why the newest transition failed
-        self.declare_parameter(
-            "autostart",
-            True,
-            ParameterDescriptor(
-                description="configure and activate at start-up; false: a lifecycle manager does", read_only=True
-            ),
-        )
         try:
+            self._declare_autostart()
             self._parameters_set = ParameterSet(self, parameters_type)
         except ConfigurationError:
             self.destroy_node()
@@ -217,6 +211,13 @@ class ManagedNode(LifecycleNode):
             self.get_logger().error(self.refusal)
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
+
+    def _declare_autostart(self) -> None:
+        text = "configure and activate at start-up; false: a lifecycle manager does"
+        try:
+            self.declare_parameter("autostart", True, ParameterDescriptor(description=text, read_only=True))
+        except InvalidParameterTypeException as error:
+            raise ConfigurationError(f"parameter 'autostart': expected true or false ({text})") from error
 
     def _configure(self) -> None:
         # What exists now is rclpy's own; whatever `set_up` adds is destroyed again after `tear_down`.

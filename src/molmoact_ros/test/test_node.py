@@ -207,6 +207,7 @@ def test_limit_of_zero_is_a_limit_and_a_value(make_node):
         ({"arms": "left"}, r"parameter 'arms': 'left' is text, expected a list of text"),
         ({"weights": [0.5, -1.0]}, r"parameter 'weights': -1.0 is outside 0.0 .. inf"),
         ({"fail": "never"}, r"parameter 'fail': 'never' is not one of "),
+        ({"autostart": 1}, r"parameter 'autostart': expected true or false"),
         ({"something_else": 1}, r"parameter 'something_else' is unknown \(known: arms, count, fail"),
     ],
 )
