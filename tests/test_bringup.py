@@ -14,11 +14,11 @@ from processes import Processes, TestProcess, wait_for
 from rclpy.action import ActionClient
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
-from systems import Latest, call, nano_checkpoint, nodes_of_the_graph, start_node
+from systems import START_TIMEOUT_S, Latest, call, nano_checkpoint, nodes_of_the_graph, start_node
 
 
 def start_system(processes: Processes, *arguments: str) -> TestProcess:
-    return processes.start_module("molmoact_bringup.local", *arguments)
+    return processes.start_module("molmoact_bringup.local", "robot:=sim", "use_sim_time:=true", *arguments)
 
 
 def pid_of(processes: Processes, executable: str) -> int:
@@ -39,9 +39,9 @@ def test_system_starts_and_ends_on_ctrl_c_without_leaving_a_process(processes, r
     nano_checkpoint()
     chunks = ActionClient(ros_node, RunTask, "run_task")
     status = Latest(ros_node, BridgeStatus, "bridge_status")
-    system = start_system(processes, "robot:=sim")
-    wait_for(chunks.server_is_ready, "the policy")
-    wait_for(lambda: status.message, "the bridge")
+    system = start_system(processes)
+    wait_for(chunks.server_is_ready, "the policy", START_TIMEOUT_S)
+    wait_for(lambda: status.message, "the bridge", START_TIMEOUT_S)
     assert status.message.mode == BridgeStatus.HOLD
     system.signal(signal.SIGINT)
     assert system.wait() == 0, system.output
@@ -52,13 +52,13 @@ def test_system_starts_and_ends_on_ctrl_c_without_leaving_a_process(processes, r
 def test_killed_policy_leaves_the_arm_holding_and_ends_the_system_with_its_reason(processes, ros_node):
     nano_checkpoint()
     status = Latest(ros_node, BridgeStatus, "bridge_status")
-    system = start_system(processes, "robot:=sim", "instruction:=pick up the red cube")
+    system = start_system(processes, "instruction:=pick up the red cube")
     set_mode = ros_node.create_client(SetMode, "set_mode")
-    wait_for(lambda: status.message, "the bridge")
+    wait_for(lambda: status.message, "the bridge", START_TIMEOUT_S)
     wait_for(
         lambda: call(set_mode, SetMode.Request(mode=BridgeStatus.POLICY)).success, "the bridge to let the policy act"
     )
-    wait_for(lambda: status.message.chunks_accepted > 0, "a chunk")
+    wait_for(lambda: status.message.chunks_accepted > 0, "a chunk", START_TIMEOUT_S)
     os.kill(pid_of(processes, "policy"), signal.SIGKILL)
     assert system.wait() == 1, system.output
     assert "policy was killed by SIGKILL" in system.output
@@ -69,9 +69,9 @@ def test_killed_policy_leaves_the_arm_holding_and_ends_the_system_with_its_reaso
 def test_second_system_in_the_domain_is_refused_before_it_moves_anything(processes, ros_node):
     nano_checkpoint()
     status = Latest(ros_node, BridgeStatus, "bridge_status")
-    start_system(processes, "robot:=sim")
-    wait_for(lambda: status.message, "the bridge")
-    second = start_system(processes, "robot:=sim")
+    start_system(processes)
+    wait_for(lambda: status.message, "the bridge", START_TIMEOUT_S)
+    second = start_system(processes)
     assert second.wait() == 1
     assert "already has" in second.output and "/franka_sim" in second.output
 
@@ -86,7 +86,7 @@ def test_camera_that_stops_ends_the_task_by_its_name(processes, ros_node):
         Image, "camera/wrist/color/image_raw", relay.publish, qos_profile_sensor_data, raw=True
     )
     chunk_client = ActionClient(ros_node, RunTask, "run_task")
-    wait_for(chunk_client.server_is_ready, "the policy")
+    wait_for(chunk_client.server_is_ready, "the policy", START_TIMEOUT_S)
     sent = chunk_client.send_goal_async(RunTask.Goal(instruction="pick up the red cube"))
     wait_for(sent.done, "the goal to be answered")
     ros_node.destroy_subscription(wrist)

@@ -13,7 +13,7 @@ import pytest
 from molmoact_msgs.msg import BridgeStatus
 from processes import Processes, TestProcess, wait_for
 from rosbags.rosbag2 import Reader
-from systems import Latest, nano_checkpoint
+from systems import START_TIMEOUT_S, Latest, nano_checkpoint
 
 
 def start_demo(processes: Processes, out: Path, *arguments: str) -> TestProcess:
@@ -27,7 +27,7 @@ def summary_of(out: Path) -> dict:
 def test_episode_leaves_a_summary_a_bag_and_a_video(processes, tmp_path):
     nano_checkpoint()
     demo = start_demo(processes, tmp_path / "run", "--episodes", "1", "--seed", "4000", "--timeout", "8")
-    assert demo.wait(180.0) == 0, demo.output
+    assert demo.wait(START_TIMEOUT_S) == 0, demo.output
     assert "1/1" in demo.output and "seed 4000" in demo.output
 
     summary = summary_of(tmp_path / "run")
@@ -52,7 +52,7 @@ def test_episode_leaves_a_summary_a_bag_and_a_video(processes, tmp_path):
 def test_broken_checkpoint_ends_the_demo_with_the_reason_of_the_policy(processes, tmp_path):
     (tmp_path / "empty").mkdir()
     demo = start_demo(processes, tmp_path / "run", "--checkpoint", str(tmp_path / "empty"))
-    assert demo.wait(120.0) == 1
+    assert demo.wait(START_TIMEOUT_S) == 1
     reason = summary_of(tmp_path / "run")["ended"]
     assert "policy exited with code 1" in reason and "config.json" in reason
     assert reason in demo.output
@@ -64,7 +64,11 @@ def test_interrupt_holds_the_arm_and_still_writes_the_summary(processes, tmp_pat
     nano_checkpoint()
     status = Latest(ros_node, BridgeStatus, "bridge_status")
     demo = start_demo(processes, tmp_path / "run", "--episodes", "3", "--no-video")
-    wait_for(lambda: status.message and status.message.mode == BridgeStatus.POLICY, "the policy to be in control")
+    wait_for(
+        lambda: status.message and status.message.mode == BridgeStatus.POLICY,
+        "the policy to be in control",
+        START_TIMEOUT_S,
+    )
     demo.signal(signal.SIGINT)
     assert demo.wait(60.0) == 1
     assert summary_of(tmp_path / "run")["ended"] == "interrupted by SIGINT"
@@ -84,7 +88,7 @@ def test_full_disk_ends_the_demo_with_the_arm_holding(processes, tmp_path, ros_n
     command = f"python -m molmoact_bringup.demo --no-video --out {disk}/run"
     run = f"{mount} && {command}; code=$?; cat {disk}/run/summary.json; exit $code"
     demo = processes.start(["unshare", "-rm", "sh", "-c", run], "demo")
-    assert demo.wait(180.0) == 1, demo.output
+    assert demo.wait(START_TIMEOUT_S) == 1, demo.output
     assert "the disk is full" in demo.output
     assert '"ended": "bag ' in demo.output
     assert "Traceback" not in demo.output

@@ -153,21 +153,21 @@ class Targets:
 
 @pytest.fixture
 def operator() -> Iterator[Operator]:
-    operator = Operator(int(os.environ["ROS_DOMAIN_ID"]), use_sim_time=False, alarm=lambda: None)
+    operator = Operator(int(os.environ["ROS_DOMAIN_ID"]), use_sim_time=True, alarm=lambda: None)
     yield operator
     operator.close()
 
 
-def test_hostile_chunks_while_the_arm_moves_are_refused_and_break_no_limit(processes, ros_node, operator):
+def test_hostile_chunks_while_the_arm_moves_are_refused_and_break_no_limit(processes, operator):
     graph = nodes_of_the_graph()
     start_node(processes, graph["franka_sim"])
     start_node(processes, graph["franka_bridge"])
-    status = Latest(ros_node, BridgeStatus, "bridge_status")
-    wait_for(lambda: status.message, "the bridge")
-    policy = FakePolicy(ros_node)
+    status = Latest(operator.node, BridgeStatus, "bridge_status")
+    operator.wait_until_ready(("franka_sim", "franka_bridge"))
+    policy = FakePolicy(operator.node)
     limits = operator.parameters_of("franka_bridge")
     operator.prepare("pick", 0)
-    targets = Targets(ros_node)
+    targets = Targets(operator.node)
     operator.let_the_policy_act()
 
     for harm, refusal in HOSTILE.items():

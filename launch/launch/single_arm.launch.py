@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
@@ -41,9 +41,6 @@ def nodes_of_the_graph(context: LaunchContext) -> list[Node]:
 
 
 def launch_node(spec: NodeSpec) -> Node:
-    def shut_down(event: ProcessExited, _context: LaunchContext) -> Shutdown:
-        return Shutdown(reason=f"{spec.name} exited with code {event.returncode}")
-
     return Node(
         package=spec.package,
         executable=spec.executable,
@@ -56,5 +53,11 @@ def launch_node(spec: NodeSpec) -> Node:
         ],
         remappings=list(spec.remappings),
         output="both",
-        on_exit=shut_down,
+        on_exit=end_the_system,
     )
+
+
+def end_the_system(event: ProcessExited, context: LaunchContext) -> None:
+    """A raised error ends every node and is the exit code of `ros2 launch`; the action Shutdown would leave it at 0."""
+    if not context.is_shutdown:
+        raise RuntimeError(f"{event.process_name} exited with code {event.returncode}")

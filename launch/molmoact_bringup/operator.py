@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ SETTLED_DISTANCE_M = 0.01
 # The task's own time limit is this much later than the operator's, who decides first.
 TASK_TIMEOUT_MARGIN_S = 5.0
 POLL_S = 0.05
+
+NODES = ("franka_sim", "franka_bridge", "policy")
 
 T = TypeVar("T")
 
@@ -74,7 +76,6 @@ class Operator:
         self._reset = self.node.create_client(ResetScene, "franka_sim/reset")
         self._set_mode = self.node.create_client(SetMode, "set_mode")
         self._recover = self.node.create_client(Trigger, "recover")
-        self._policy_state = self.node.create_client(GetState, "policy/get_state")
         self._run_task = ActionClient(self.node, RunTask, "run_task")
         self._bridge: BridgeStatus | None = None
         self._scene: SceneStatus | None = None
@@ -92,20 +93,16 @@ class Operator:
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
 
-    def wait_until_ready(self) -> None:
-        """Wait for a scene, a bridge and an active policy.
+    def wait_until_ready(self, nodes: Sequence[str] = NODES) -> None:
+        """Wait until these nodes are active.
 
         Raises:
-            SystemFailure: naming what did not come.
+            SystemFailure: naming the one that is not.
         """
-        for what, client in (
-            ("the simulator", self._reset),
-            ("the bridge", self._set_mode),
-            ("the policy", self._policy_state),
-        ):
-            self._wait(client.service_is_ready, READY_TIMEOUT_S, f"{what}'s service {client.srv_name}")
-        self._wait(self._policy_is_active, READY_TIMEOUT_S, "the policy to become active")
-        self._wait(self._run_task.server_is_ready, ANSWER_TIMEOUT_S, "the policy's action run_task")
+        for name in nodes:
+            state = self.node.create_client(GetState, f"{name}/get_state")
+            self._wait(state.service_is_ready, READY_TIMEOUT_S, f"node {name}")
+            self._wait(lambda client=state: self._is_active(client), READY_TIMEOUT_S, f"node {name} to become active")
         self._wait(lambda: self._bridge and self._scene, ANSWER_TIMEOUT_S, "bridge_status and franka_sim/scene_status")
 
     def parameters_of(self, node: str) -> dict[str, Any]:
@@ -214,6 +211,7 @@ class Operator:
     def _start_task(self, instruction: str, timeout_s: float) -> Any:
         goal = RunTask.Goal(instruction=instruction)
         goal.timeout.sec = int(timeout_s)
+        self._wait(self._run_task.server_is_ready, ANSWER_TIMEOUT_S, "the policy's action run_task")
         handle = self._finish(self._run_task.send_goal_async(goal), "the policy to accept the task")
         if not handle.accepted:
             raise SystemFailure(f"policy: refused the task {instruction!r}")
@@ -227,8 +225,8 @@ class Operator:
     def _describe_arm(self) -> str:
         return f"mode {self._bridge.mode} ({self._bridge.reason}), {self._bridge.target_distance:.3f} m away"
 
-    def _policy_is_active(self) -> bool:
-        return self._call(self._policy_state, GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
+    def _is_active(self, client: Any) -> bool:
+        return self._call(client, GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
 
     def _require(self, client: Any, request: Any) -> Any:
         """Call a service whose answer says whether it was done."""

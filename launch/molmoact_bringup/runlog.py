@@ -129,7 +129,7 @@ def _moves(received_ns: int, modes: list[tuple[int, int]]) -> bool:
 
 
 def _on_the_wall(stamp_ns: int, clock: list[tuple[int, int]]) -> int:
-    """The wall's time at which the simulator's clock showed `stamp_ns`; without a simulator's clock, that is the same."""
+    """When, on the wall's clock, the simulator's clock showed `stamp_ns`; without the latter both are one."""
     if not clock:
         return stamp_ns
     index = min(bisect_left(clock, (stamp_ns, -1)), len(clock) - 1)
