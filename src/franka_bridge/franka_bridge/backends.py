@@ -1,4 +1,4 @@
-"""Who takes Cartesian targets, on the ROS side. A new kind of controller is one more class and one more line in BACKENDS."""
+"""Who takes Cartesian targets: the ROS side. A new kind of controller is a new class and a new line in BACKENDS."""
 
 from __future__ import annotations
 

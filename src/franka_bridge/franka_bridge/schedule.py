@@ -80,24 +80,25 @@ class Schedule:
         self._waypoints = [Pose(limits.clipped(pose.position), pose.quaternion) for pose in raw]
         self._clipped = [limits.outside(pose.position) is not None for pose in raw]
         self._too_fast = self._rows_too_fast(steps)
-        self._due = self._rows_due(now_ns)
         # Rows whose time has passed on arrival are in the goal already: integrated, not replayed.
-        self._progress = self._due
-        self.late_rows = int(self._due)
+        self._progress = self._rows_due(now_ns)
+        self._followed_ns = now_ns
+        self.late_rows = int(self._progress)
         self.waiting = False
 
     def follow(self, now_ns: int, reference: Pose) -> Pose:
         """The goal at `now_ns` for a reference that has come as far as `reference`. Times must not decrease."""
         due = self._rows_due(now_ns)
-        elapsed, self._due = due - self._due, due
+        elapsed, self._followed_ns = (now_ns - self._followed_ns) / self._period_ns, now_ns
         for progress in (due, min(due, self._progress + elapsed)):
             goal = self._goal(progress)
             if self._limits.near(goal, reference):
                 self._progress = progress
-                self.waiting = False
-                return goal
-        self.waiting = True
-        return self._goal(self._progress)
+                break
+        else:
+            goal = self._goal(self._progress)
+        self.waiting = self._progress < due
+        return goal
 
     @property
     def row(self) -> int:

@@ -58,7 +58,7 @@ class Rig:
         setup = ArmSetup("fr3", ArmFrames("fr3_link0", "fr3_hand_tcp"), home, GripperThresholds(0.3, 0.7))
         self.bridge = Bridge([setup], limits, timeouts, PERIOD)
         self.limits = limits
-        self.now_ns = 1000 * SECOND_NS
+        self.now_ns = 100_000 * SECOND_NS
         self.steady_ns = 0
         self.measured = HOME
         self.robot_mode = RobotMode.MOVE

@@ -1,4 +1,4 @@
-"""The node over real DDS, with a fake robot at the far side: what a Franka, its controller, hand and policy would send."""
+"""The node over real DDS, with a fake robot at the far side: what arm, controller, hand and policy would send."""
 
 from __future__ import annotations
 
