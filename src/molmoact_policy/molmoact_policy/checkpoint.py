@@ -97,7 +97,7 @@ class StoredTensors:
                     self._stored[official] = (file, key)
                     view = tensors.get_slice(key)
                     shapes[official], dtypes[official] = view.get_shape(), view.get_dtype()
-        _check_shapes(directory, shapes, official_shapes(model))
+        check_shapes(f"checkpoint {directory}", shapes, official_shapes(model))
         self.dtype = _common_dtype(directory, dtypes)
 
     def copy_into(self, model: MolmoActForActionReasoning) -> None:
@@ -167,7 +167,8 @@ def _open(file: Path) -> Any:
         raise CheckpointError(f"{file}: not a complete safetensors file: {error}") from error
 
 
-def _check_shapes(directory: Path, stored: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
+def check_shapes(source: str, stored: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
+    """Raises CheckpointError naming the first few tensors that are missing, unexpected or mis-shaped in `source`."""
     missing = [key for key in expected if key not in stored]
     unexpected = [key for key in stored if key not in expected]
     misshaped = [
@@ -181,7 +182,7 @@ def _check_shapes(directory: Path, stored: dict[str, list[int]], expected: dict[
         if keys
     ]
     if problems:
-        raise CheckpointError(f"checkpoint {directory}: tensors do not fit config.json; " + "; ".join(problems))
+        raise CheckpointError(f"{source}: tensors do not fit the configuration; " + "; ".join(problems))
 
 
 def _common_dtype(directory: Path, dtypes: dict[str, str]) -> torch.dtype:

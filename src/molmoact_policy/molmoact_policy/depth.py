@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from molmoact_policy.checkpoint import CONFIG, WEIGHTS, read_json
+from molmoact_policy.checkpoint import CONFIG, WEIGHTS, check_shapes, read_json
 from molmoact_policy.errors import CheckpointError
 
 EMA_DECAY = 0.99
@@ -174,10 +174,9 @@ class DepthVQVAE(nn.Module):
         if not path.is_file():
             raise CheckpointError(f"depth VQVAE: {path} is missing")
         model = cls(**config)
-        try:
-            model.load_state_dict(_read_weights(path))
-        except RuntimeError as error:  # torch's message names the tensors
-            raise CheckpointError(f"{path}: {error}") from error
+        weights = _read_weights(path)
+        check_shapes(str(path), _shapes(weights), _shapes(model.state_dict()))
+        model.load_state_dict(weights)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -199,6 +198,10 @@ def to_grey(depth: Tensor) -> NDArray[np.uint8]:
     values = depth.detach().float().cpu().numpy()
     span = values.max() - values.min()
     return ((values - values.min()) / max(float(span), 1e-8) * 255).astype(np.uint8)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

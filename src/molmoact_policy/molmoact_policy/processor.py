@@ -77,7 +77,7 @@ class Processor:
             ids += self.image_tokens(arrays["image_grids"])
         ids += self._encode(chat(prompt))
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
-        return inputs | (_join(processed) if processed else {})
+        return inputs | (self.join(processed) if processed else {})
 
     def image_tokens(self, grids: NDArray[np.int64]) -> list[int]:
         """Ids of one image: for each pooled grid (rows, columns), its rows of patches, each closed by a column."""
@@ -97,18 +97,16 @@ class Processor:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-
-def _join(processed: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
-    """The pictures of one observation one after another, their pooling indices moved on by the patches before them."""
-    indices = []
-    patches = 0
-    for arrays in processed:
-        # Empty slots (-1) move on too, as in the release and its training: after the first picture they point at the
-        # last patch of the picture before.
-        indices.append(arrays["pooled_patches_idx"] + patches)
-        patches += arrays["images"].shape[0] * arrays["images"].shape[1]
-    return {
-        "images": torch.from_numpy(np.concatenate([arrays["images"] for arrays in processed])).unsqueeze(0),
-        "pooled_patches_idx": torch.from_numpy(np.concatenate(indices)).long().unsqueeze(0),
-        "image_masks": torch.from_numpy(np.concatenate([arrays["image_masks"] for arrays in processed])).unsqueeze(0),
-    }
+    @staticmethod
+    def join(processed: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+        """The pictures of one observation one after another, as a batch of one."""
+        indices = []
+        patches = 0
+        for arrays in processed:
+            # Empty slots (-1) move on too, as in the release and its training: after the first picture they point at
+            # the last patch of the picture before.
+            indices.append(arrays["pooled_patches_idx"] + patches)
+            patches += arrays["images"].shape[0] * arrays["images"].shape[1]
+        joined = {name: np.concatenate([arrays[name] for arrays in processed]) for name in ("images", "image_masks")}
+        joined["pooled_patches_idx"] = np.concatenate(indices).astype(np.int64)
+        return {name: torch.from_numpy(array).unsqueeze(0) for name, array in joined.items()}

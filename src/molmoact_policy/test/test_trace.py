@@ -1,0 +1,34 @@
+"""The trace overlay and its subsampling against the official data code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from molmoact_policy.trace import draw_trace, subsample_trace
+
+DATA = Path(__file__).parent / "data"
+OVERLAY = np.load(DATA / "overlay.npz")
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """The picture under the recorded overlays."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["qvga", "libero", "one_point", "vga_oob"])
+def test_overlay_equals_the_official_one(name: str) -> None:
+    picture = gradient(*OVERLAY[f"{name}_hw"])
+    expected = picture.copy()
+    y, x = OVERLAY[f"{name}_changed_yx"].T
+    expected[y, x] = OVERLAY[f"{name}_changed_rgb"]
+    drawn = draw_trace(picture, OVERLAY[f"{name}_points"])
+    assert np.abs(drawn.astype(int) - expected).max() <= 2
+    np.testing.assert_array_equal(picture, gradient(*OVERLAY[f"{name}_hw"]))
+
+
+def test_subsampling_equals_the_official_one() -> None:
+    for case in json.loads((DATA / "encode_cases.json").read_text())["trace_subsample"]:
+        seen = [point for point in case["points"] if point is not None]
+        assert subsample_trace(seen, case["k"]) == case["line"]
