@@ -1,4 +1,4 @@
-"""The generator alone: speed, acceleration and jerk by norm, the box, and that it gets where it should without waste."""
+"""The generator alone: speed, acceleration, jerk by norm, the box, and that it gets where it should without waste."""
 
 from __future__ import annotations
 
