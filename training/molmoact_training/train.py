@@ -29,8 +29,9 @@ VALIDATION_SHARDS = 1
 class Objective:
     """The loss of a batch: cross-entropy with labels that are soft over neighbouring bins, weighted by kind of token.
 
-    History dropout hides reply tokens from the tokens after them. Without it the model learns to copy the earlier rows
-    of a chunk before it learns to look: only a handful of a reply's tokens cannot be guessed from the ones before.
+    History dropout hides reply tokens, and often a whole part of the reply, from what comes after. Without it the model
+    learns to read the demonstrated depth codes and earlier rows before it learns to look at the picture, and is lost
+    when it has to go by its own: few of a reply's tokens cannot be guessed from the demonstrated ones before them.
     """
 
     def __init__(self, model: MolmoActForActionReasoning, writer: ReplyWriter, config: dict):
@@ -70,7 +71,7 @@ class Objective:
         if train:
             images = colour_jitter(images, self.config["colour_jitter"])
         embeddings = self.model.merge_image_features(batch.input_ids, image_tokens(self.model, images))
-        if train and self.config["history_dropout"]:
+        if train:
             embeddings = self._hide_history(embeddings, batch)
         hidden = self.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         counted = batch.weights > 0
@@ -78,10 +79,13 @@ class Objective:
         return logits, batch.targets[counted], batch.weights[counted], batch.kinds[counted]
 
     def _hide_history(self, embeddings: Tensor, batch: Batch) -> Tensor:
-        share = torch.rand(len(embeddings), 1) * self.config["history_dropout"]
-        written = torch.zeros_like(batch.weights, dtype=torch.bool)  # inputs that are variable parts of the reply
-        written[:, 1:] = (batch.kinds[:, :-1] != TEXT) & (batch.weights[:, :-1] > 0)
-        hidden = written & (torch.rand(batch.weights.shape) < share)
+        settings = self.config["history_dropout"]
+        shares = torch.rand(len(embeddings), len(KIND_NAMES)) * settings["largest_share"]
+        shares[torch.rand(shares.shape) < settings["whole_part"]] = 1.0
+        shares[:, TEXT] = 0.0
+        kinds = torch.zeros_like(batch.kinds)  # of the inputs: TEXT for what is not a variable part of the reply
+        kinds[:, 1:] = batch.kinds[:, :-1] * (batch.weights[:, :-1] > 0)
+        hidden = torch.rand(batch.weights.shape) < shares.gather(1, kinds)
         blank = self.model.get_input_embeddings().weight[self.hidden_token]
         return torch.where(hidden.unsqueeze(-1), blank.to(embeddings.dtype), embeddings)
 
