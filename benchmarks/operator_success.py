@@ -1,7 +1,7 @@
 """How often the scripted operator does each task in the physics, and how often with the hand held open.
 
-It acts as through a bridge: four steps of 0.1 s from the measured pose, interpolated, a moment to settle, and gripper commands
-by edges. Writes benchmarks/results/operator_success.json.
+It acts as through a bridge: four steps of 0.1 s from the measured pose, interpolated, a moment to settle, and gripper
+commands by edges. Writes benchmarks/results/operator_success.json.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
                 seeds = range(arguments.first_seed, arguments.first_seed + count)
                 jobs = [(task, seed, hold_open) for seed in seeds]
                 outcomes = pool.map(partial(run_seed, scene), jobs, chunksize=2)
-                failed = [seed for seed, success in zip(seeds, outcomes) if not success]
+                failed = [seed for seed, success in zip(seeds, outcomes, strict=True) if not success]
                 successes = count - len(failed)
                 results.append(
                     {

@@ -2,5 +2,5 @@
 
 import os
 
-# MuJoCo picks its OpenGL back end once, on first import; software rendering is the only one that works on every machine.
+# MuJoCo picks its OpenGL back end once, on first import; software rendering is the one that works on every machine.
 os.environ.setdefault("MUJOCO_GL", "osmesa")

@@ -36,14 +36,16 @@ class RgbdCamera:
     """One camera of the model at a resolution; the horizontal field of view follows from the aspect ratio."""
 
     def __init__(self, model: mujoco.MjModel, name: str, width: int, height: int):
-        """`name` as in the model ("front", "wrist", "left_wrist"); ConfigurationError for an unknown one or a bad size."""
+        """`name` as in the model ("front", "wrist", "left_wrist"). ConfigurationError if unknown or too large."""
         self._id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
         if self._id < 0:
             known = ", ".join(model.camera(i).name for i in range(model.ncam))
             raise ConfigurationError(f"camera {name!r} is not in the scene ({known})")
         limits = model.vis.global_.offwidth, model.vis.global_.offheight
         if not (0 < width <= limits[0] and 0 < height <= limits[1]):
-            raise ConfigurationError(f"camera {name!r}: {width}x{height} pixels, expected up to {limits[0]}x{limits[1]}")
+            raise ConfigurationError(
+                f"camera {name!r}: {width}x{height} pixels, expected up to {limits[0]}x{limits[1]}"
+            )
         self.name = name
         focal = 0.5 * height / math.tan(0.5 * math.radians(model.cam_fovy[self._id]))
         self.intrinsics = Intrinsics(width, height, focal, focal, 0.5 * (width - 1), 0.5 * (height - 1))
@@ -134,7 +136,7 @@ class RgbdCamera:
 
 
 class DepthSensor:
-    """What a stereo depth camera makes of true depth: noise growing with distance squared, whole millimetres, a range."""
+    """What a stereo camera makes of true depth: noise growing with distance squared, whole millimetres, a range."""
 
     def __init__(self, config: SensorConfig, seed: int):
         self._config = config

@@ -64,7 +64,7 @@ def _convert_dataclass(cls: Any, value: Any, where: str) -> Any:
     try:
         return cls(**converted)
     except ValueError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+        raise ConfigurationError(f"{where.rstrip(': ')}: {error}") from error
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -76,7 +76,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
         raise ConfigurationError(f"{where}: has {len(value)} entries, expected {len(arguments)}")
     else:
         kinds = arguments
-    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value)))
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _convert_scalar(expected: type, value: Any, where: str) -> Any:

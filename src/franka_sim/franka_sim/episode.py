@@ -13,7 +13,7 @@ from franka_sim.simulation import Simulation
 
 EPISODE_LIMIT_S = 20.0
 ROWS = 4  # of a plan, before the next look
-SETTLE_TIME_S = 0.15
+SETTLE_TIME_S = 0.25
 SEGMENTS = 10  # of a step; the target moves on at each
 
 
@@ -34,7 +34,7 @@ class StepFollower:
         self._gripper = OPEN
 
     def execute(self, steps: list[Step]) -> None:
-        """Steps of `operator.step_period`, anchored once at the measured pose and integrated; simulated to their end."""
+        """Steps of `operator.step_period`, anchored once at the measured pose, integrated, simulated to their end."""
         simulation = self._simulation
         state = simulation.arm_state(0)
         position, rotation = state.position, matrix_from_quaternion(state.quaternion)

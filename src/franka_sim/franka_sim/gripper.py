@@ -35,7 +35,7 @@ class Gripper:
 
     def reset(self, width: float) -> None:
         """Stand still at `width` with no command pending."""
-        self._width = self._set_point = self._target = width
+        self._width = self._set_point = self._target = self._goal = width
         self._speed = 0.0
         self._force = self._config.move_force
         self._grasping = self._moving = False
@@ -51,6 +51,9 @@ class Gripper:
         self._grasping = force is not None
         self._force = config.move_force if force is None else min(max(force, 1.0), config.maximum_force)
         self._set_point = self._width
+        # A grasp goes on until it meets something, inside or outside; the width it names only decides its success.
+        stop = 0.0 if self._target < self._width + ARRIVED_M else config.maximum_width
+        self._goal = stop if self._grasping else self._target
         self._moving, self._waited, self._still, self._next = True, 0.0, 0.0, None
         self._command += 1
         return self._command
@@ -64,7 +67,7 @@ class Gripper:
     def stop(self) -> None:
         """End the running command; the fingers stay where they are."""
         if self._moving:
-            self._target = self._set_point = self._width
+            self._target = self._goal = self._set_point = self._width
             self._grasping = self._moving = False
             self._next = None
 
@@ -79,11 +82,9 @@ class Gripper:
         self._waited += elapsed
         if self._waited < self._config.latency:
             return
-        # A grasp closes until it meets something, whatever width was named; that width only decides its success.
-        goal = 0.0 if self._grasping and self._target <= self._set_point else self._target
         step = self._speed * elapsed
-        self._set_point += min(max(goal - self._set_point, -step), step)
-        arrived = abs(self._set_point - goal) < 1e-9 or abs(self._set_point - self._width) > ARRIVED_M
+        self._set_point += min(max(self._goal - self._set_point, -step), step)
+        arrived = abs(self._set_point - self._goal) < 1e-9 or abs(self._set_point - self._width) > ARRIVED_M
         self._still = self._still + elapsed if arrived and abs(speed) < STANDSTILL_M_S else 0.0
         if self._still >= self._config.settle_time:
             self._finish()
@@ -91,7 +92,7 @@ class Gripper:
     def _finish(self) -> None:
         if self._next is not None:
             width, speed = self._next
-            self._target, self._speed, self._next, self._still = width, speed, None, 0.0
+            self._target, self._goal, self._speed, self._next, self._still = width, width, speed, None, 0.0
             return
         self._moving = False
         if not self._grasping:

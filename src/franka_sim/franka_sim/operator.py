@@ -1,7 +1,7 @@
 """A scripted operator: it sees the tool, the hand and the objects, and says what a person would do in the next 0.1 s.
 
-It has no memory. The same view gives the same step, whatever happened before, so that its clean plan from any state, also
-a disturbed one, is a label a policy can learn from what can be seen. Frame: world, which is the first arm's base.
+It has no memory. The same view gives the same step, whatever happened before, so that its clean plan from any state,
+also a disturbed one, is a label a policy can learn from what can be seen. Frame: world, which is the first arm's base.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from franka_sim.errors import TaskError
 from franka_sim.rotations import TOOL_DOWN, about_z, matrix_from_quaternion, matrix_from_vector, vector_from_matrix
 from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
@@ -70,7 +71,7 @@ class ScriptedOperator:
     def for_simulation(cls, simulation: Simulation) -> ScriptedOperator:
         """For the task of the simulation's last reset."""
         if simulation.task is None:
-            raise ValueError("the simulation has no task yet: reset it first")
+            raise TaskError("the simulation has no task yet: reset it first")
         return cls(simulation.task, simulation.config)
 
     def step(self, view: SceneView) -> Step:
@@ -222,8 +223,19 @@ class ScriptedOperator:
             cube, cube_rotation = position + turn @ (cube - view.position), turn @ cube_rotation
         elif self._task.kind == "push":
             cube = self._pushed(cube, position)
+        else:
+            cube = self._fallen(cube, view)
         objects = {**view.objects, self._task.cube_name: (cube, cube_rotation)}
         return replace(view, position=position, rotation=rotation, gripper_width=width, objects=objects)
+
+    def _fallen(self, cube: np.ndarray, view: SceneView) -> np.ndarray:
+        """A cube that nothing holds, on what is below it."""
+        support = 0.0
+        if self._task.kind == "place":
+            plate, _ = view.objects[self._task.plate_name]
+            if math.dist(cube[:2], plate[:2]) < self._scene.objects.plates.radius:
+                support = plate[2] + self._scene.objects.plates.height
+        return np.array([cube[0], cube[1], support + self._half])
 
     def _pushed(self, cube: np.ndarray, tool: np.ndarray) -> np.ndarray:
         """The cube after a tool at this place has pushed it out of its way."""

@@ -40,22 +40,29 @@ def quaternion_from_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def matrix_from_vector(vector: np.ndarray) -> np.ndarray:
-    """Exponential map (Rodrigues)."""
-    x, y, z = vector
+    """Exponential map (Rodrigues). Written out, like its inverse, because both run every simulated millisecond."""
+    x, y, z = (float(component) for component in vector)
     angle = math.sqrt(x * x + y * y + z * z)
-    skew = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     if angle < 1e-8:
-        return np.eye(3) + skew
-    return np.eye(3) + math.sin(angle) / angle * skew + (1 - math.cos(angle)) / angle**2 * (skew @ skew)
+        sine, versine = 1.0, 0.5
+    else:
+        sine, versine = math.sin(angle) / angle, (1.0 - math.cos(angle)) / (angle * angle)
+    xy, xz, yz = versine * x * y, versine * x * z, versine * y * z
+    x2, y2, z2 = versine * x * x, versine * y * y, versine * z * z
+    x, y, z = sine * x, sine * y, sine * z
+    return np.array([[1 - y2 - z2, xy - z, xz + y], [xy + z, 1 - x2 - z2, yz - x], [xz - y, yz + x, 1 - x2 - y2]])
 
 
 def vector_from_matrix(matrix: np.ndarray) -> np.ndarray:
     """Logarithm, angle in [0, pi]."""
-    x, y, z, w = quaternion_from_matrix(matrix)
-    sine = math.sqrt(x * x + y * y + z * z)
-    if sine < 1e-9:
-        return 2.0 * np.array([x, y, z])
-    return 2.0 * math.atan2(sine, w) / sine * np.array([x, y, z])
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = np.asarray(matrix).tolist()
+    x, y, z = m21 - m12, m02 - m20, m10 - m01
+    sine, cosine = math.sqrt(x * x + y * y + z * z), m00 + m11 + m22 - 1.0  # both doubled
+    if sine < 1e-4 and cosine < 0.0:  # near half a turn the axis is in the symmetric part
+        axis = quaternion_from_matrix(matrix)[:3]
+        return math.atan2(sine, cosine) / np.linalg.norm(axis) * axis
+    share = 0.5 if sine < 1e-12 else math.atan2(sine, cosine) / sine
+    return np.array([share * x, share * y, share * z])
 
 
 def about_z(angle: float) -> np.ndarray:

@@ -114,6 +114,10 @@ class ControlConfig:
     nullspace_stiffness: float
     target_filter: float
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.target_filter <= 1.0:
+            raise ValueError(f"target_filter is {self.target_filter}, expected a share above 0 and up to 1")
+
 
 @dataclass(frozen=True)
 class GripperConfig:
@@ -164,6 +168,13 @@ class OperatorConfig:
     push_beyond: float
 
 
+def _check_instruction(instruction: str, *words: str) -> None:
+    try:
+        instruction.format(**dict.fromkeys(words, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"instruction {instruction!r} may name {{{'}, {'.join(words)}}} and nothing else") from error
+
+
 @dataclass(frozen=True)
 class PickConfig:
     instruction: str
@@ -174,6 +185,9 @@ class PickConfig:
     separation: float
     lift: float
     hold_time: float
+
+    def __post_init__(self) -> None:
+        _check_instruction(self.instruction, "cube")
 
 
 @dataclass(frozen=True)
@@ -186,6 +200,9 @@ class PlaceConfig:
     other_cubes: int
     separation: float
     hold_time: float
+
+    def __post_init__(self) -> None:
+        _check_instruction(self.instruction, "cube", "plate")
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,9 @@ class PushConfig:
     separation: float
     margin: float
     hold_time: float
+
+    def __post_init__(self) -> None:
+        _check_instruction(self.instruction, "cube", "plate", "side")
 
 
 @dataclass(frozen=True)
@@ -233,7 +253,12 @@ class SceneConfig:
                     raise ValueError(f"objects.{kind}.colours names {colour!r}, which colours does not define")
         for name, camera in self.cameras.items():
             if camera.sensor not in self.sensors:
-                raise ValueError(f"cameras.{name}.sensor is {camera.sensor!r}, expected one of {', '.join(self.sensors)}")
+                raise ValueError(
+                    f"cameras.{name}.sensor is {camera.sensor!r}, expected one of {', '.join(self.sensors)}"
+                )
+        if self.tasks.push.plate not in self.objects.plates.colours:
+            known = ", ".join(self.objects.plates.colours)
+            raise ValueError(f"tasks.push.plate is {self.tasks.push.plate!r}, expected one of {known}")
 
     @classmethod
     def load(cls, path: str | Path) -> SceneConfig:
@@ -245,7 +270,11 @@ class SceneConfig:
         """Every object of the model, e.g. red_cube, blue_plate, in the order of the file."""
         return tuple(
             f"{colour}_{kind}"
-            for kind, objects in (("cube", self.objects.cubes), ("plate", self.objects.plates), ("bowl", self.objects.bowls))
+            for kind, objects in (
+                ("cube", self.objects.cubes),
+                ("plate", self.objects.plates),
+                ("bowl", self.objects.bowls),
+            )
             for colour in objects.colours
         )
 
@@ -262,7 +291,7 @@ def build_model(config: SceneConfig, arm_prefixes: tuple[str, ...] = ("",)) -> m
     spec = mujoco.MjSpec()
     _set_options(spec)
     _add_surroundings(spec, config)
-    for index, (arm, prefix) in enumerate(zip(config.arms, arm_prefixes)):
+    for index, (arm, prefix) in enumerate(zip(config.arms, arm_prefixes, strict=False)):  # there may be more arms
         _add_arm(spec, config, arm, model_prefix(prefix), 2 << index)
     for name in config.object_names:
         _add_object(spec, config, name)
@@ -377,6 +406,9 @@ def _add_fingers_servo(hand: mujoco.MjSpec, gripper: GripperConfig) -> None:
         pad.group = HIDDEN_GROUP
         pad.condim = 4
         pad.friction = [1.2, 0.02, 0.0001]
+        pad.priority = 1  # rubber on anything is as hard and rough as the rubber
+        pad.solref = [0.004, 1.0]
+        pad.solimp = [0.98, 0.995, 0.0005, 0.5, 2.0]
 
 
 def _add_object(spec: mujoco.MjSpec, config: SceneConfig, name: str) -> None:
@@ -404,12 +436,12 @@ def _add_plate(body: mujoco.MjsBody, plates: DishesConfig, rgba: list[float]) ->
     """A disc, origin at its foot, with a lighter well drawn on it."""
     half = plates.height / 2
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, half], size=[plates.radius, half, 0], mass=plates.mass, rgba=rgba,
-        friction=[0.9, 0.005, 0.0001], contype=ENVIRONMENT_BIT, conaffinity=0xFF,
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, half], size=[plates.radius, half, 0], mass=plates.mass,
+        rgba=rgba, friction=[0.9, 0.005, 0.0001], contype=ENVIRONMENT_BIT, conaffinity=0xFF,
     )  # fmt: skip
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, plates.height], size=[0.72 * plates.radius, 0.0005, 0], mass=0.0,
-        rgba=[0.45 + 0.55 * c for c in rgba], contype=0, conaffinity=0,
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, plates.height], size=[0.72 * plates.radius, 0.0005, 0],
+        mass=0.0, rgba=[0.45 + 0.55 * c for c in rgba], contype=0, conaffinity=0,
     )  # fmt: skip
 
 
@@ -419,7 +451,11 @@ def _add_bowl(body: mujoco.MjsBody, bowls: DishesConfig, rgba: list[float]) -> N
     common = dict(rgba=rgba, contype=ENVIRONMENT_BIT, conaffinity=0xFF)
     foot = 0.7 * bowls.radius
     body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, thickness], size=[foot, thickness, 0], mass=bowls.mass / 2, **common
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        pos=[0, 0, thickness],
+        size=[foot, thickness, 0],
+        mass=bowls.mass / 2,
+        **common,
     )
     half_height = bowls.height / 2 / np.cos(lean)
     for i in range(slabs):
@@ -443,7 +479,7 @@ def _compose_z_then_y(yaw: float, pitch: float) -> np.ndarray:
 
 
 def _add_camera(body: mujoco.MjsBody, name: str, camera: CameraConfig) -> None:
-    """MuJoCo's camera looks along -z with y up; `up` is the world's z, or the hand's closing side for a camera on it."""
+    """MuJoCo's camera looks along -z with y up; up is where the world's z points, or the hand's -z."""
     backward = np.subtract(camera.position, camera.look_at)
     backward /= np.linalg.norm(backward)
     up = np.array([0.0, 0.0, 1.0]) if camera.mount == "world" else np.array([0.0, 0.0, -1.0])

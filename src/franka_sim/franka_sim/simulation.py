@@ -6,6 +6,7 @@ poses of objects are in the world, which is the first arm's fr3_link0. Quaternio
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -67,9 +68,7 @@ class Outcome:
 class Simulation:
     """A scene with one arm per prefix ("" alone; "left/", "right/" for two). It has no task until `reset`."""
 
-    def __init__(
-        self, config: SceneConfig, arm_prefixes: tuple[str, ...] = ("",), engage_on_target: bool = False
-    ):
+    def __init__(self, config: SceneConfig, arm_prefixes: tuple[str, ...] = ("",), engage_on_target: bool = False):
         """With `engage_on_target` an arm is IDLE after a reset or recovery until a target close to it arrives."""
         self.config = config
         self.arm_prefixes = tuple(arm_prefixes)
@@ -304,12 +303,10 @@ class _Arm:
         self._bodies = [b for b in range(model.nbody) if _descends_from(model, b, root)]
         self._root_body = int(model.body_rootid[root])
         self._jacobian = np.zeros((6, model.nv))
-        self._controller = CartesianImpedance(config.control, np.asarray(config.home.posture))
+        self._rest()
         self.gripper = Gripper(config.gripper)
         self.mode = IDLE
         self._reason = ""
-        self._tau = np.zeros(7)
-        self._force, self._torque = np.zeros(3), np.zeros(3)
         self._hold_q = np.asarray(config.home.posture, dtype=float)
 
     def start(self, data: mujoco.MjData, tcp: np.ndarray, mode: int) -> None:
@@ -319,8 +316,14 @@ class _Arm:
         data.qpos[self._fingers_qpos] = self._config.gripper.maximum_width / 2
         self._solve_kinematics(data, tcp)
         self.gripper.reset(self._config.gripper.maximum_width)
-        self._force, self._torque = np.zeros(3), np.zeros(3)
+        self._rest()
         self.release(data, mode)
+
+    def _rest(self) -> None:
+        """Nothing was commanded and nothing touched yet."""
+        self._controller = CartesianImpedance(self._config.control, np.asarray(self._config.home.posture))
+        self._tau = np.zeros(7)
+        self._force, self._torque = np.zeros(3), np.zeros(3)
 
     def release(self, data: mujoco.MjData, mode: int) -> None:
         """Enter `mode` with the measured pose as the target."""
@@ -352,7 +355,8 @@ class _Arm:
         else:
             self._tau = self._controller.hold(self._hold_q, q, dq, coriolis)
         data.ctrl[self._motors] = self._tau
-        set_point, force = self.gripper.step(self._width(data), float(sum(data.qvel[self._fingers_dof])), TIMESTEP_S)
+        left, right = self._fingers_dof
+        set_point, force = self.gripper.step(self._width(data), float(data.qvel[left] + data.qvel[right]), TIMESTEP_S)
         data.ctrl[self._servo] = set_point / 2
         self._model.actuator_forcerange[self._servo] = (-2 * force, 2 * force)  # the tendon halves it
 
@@ -386,11 +390,10 @@ class _Arm:
         if self.mode != MOVE:
             return
         limits = self._config.reflex
-        translation, turn = self._controller.error(*self._pose(data))
         for name, value, limit, unit in (
-            ("contact force", np.linalg.norm(self._force), limits.contact_force, "N"),
-            ("position error", np.linalg.norm(translation), limits.position_error, "m"),
-            ("rotation error", np.linalg.norm(turn), limits.rotation_error, "rad"),
+            ("contact force", math.hypot(*self._force), limits.contact_force, "N"),
+            ("position error", self._controller.translation_error, limits.position_error, "m"),
+            ("rotation error", self._controller.rotation_error, limits.rotation_error, "rad"),
         ):
             if value > limit:
                 self.mode, self._reason = REFLEX, f"{name} {value:.2f} {unit}, limit {limit:.2f} {unit}"
@@ -399,10 +402,13 @@ class _Arm:
 
     def _estimate_force(self, data: mujoco.MjData) -> None:
         """Low-passed contact wrench on the whole arm, moved to the TCP; what the hand squeezes cancels out."""
+        force, torque = np.zeros(3), np.zeros(3)
         wrench = data.cfrc_ext[self._bodies].sum(axis=0)
-        lever = data.subtree_com[self._root_body] - data.site_xpos[self._site]
-        to_base = self._base_rotation.T
-        force, torque = to_base @ wrench[3:], to_base @ (wrench[:3] + np.cross(lever, wrench[3:]))
+        if wrench.any():
+            torque_at_com, world_force = wrench.reshape(2, 3)
+            lever = data.subtree_com[self._root_body] - data.site_xpos[self._site]
+            force = self._base_rotation.T @ world_force
+            torque = self._base_rotation.T @ (torque_at_com + np.cross(lever, world_force))
         share = TIMESTEP_S / (TIMESTEP_S + self._config.reflex.force_time_constant)
         self._force += share * (force - self._force)
         self._torque += share * (torque - self._torque)
@@ -414,10 +420,11 @@ class _Arm:
     def _base_jacobian(self, data: mujoco.MjData) -> np.ndarray:
         mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
         world = self._jacobian[:, self._dofs]
-        return np.vstack([self._base_rotation.T @ world[:3], self._base_rotation.T @ world[3:]])
+        return (self._base_rotation.T @ world.reshape(2, 3, 7)).reshape(6, 7)
 
     def _width(self, data: mujoco.MjData) -> float:
-        return float(sum(data.qpos[self._fingers_qpos]))
+        left, right = self._fingers_qpos
+        return float(data.qpos[left] + data.qpos[right])
 
     def _solve_kinematics(self, data: mujoco.MjData, tcp: np.ndarray) -> None:
         """Damped least squares from the posture in `data` to the tool pointing down at `tcp`."""
@@ -432,7 +439,9 @@ class _Arm:
             step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-6 * np.eye(6), error)
             q = data.qpos[self._qpos] + step
             data.qpos[self._qpos] = np.clip(q, self._range[:, 0], self._range[:, 1])
-        raise ConfigurationError(f"home.tcp: no posture reaches {np.round(tcp, 3).tolist()} with the tool pointing down")
+        raise ConfigurationError(
+            f"home.tcp: no posture reaches {np.round(tcp, 3).tolist()} with the tool pointing down"
+        )
 
 
 def _descends_from(model: mujoco.MjModel, body: int, ancestor: int) -> bool:

@@ -109,7 +109,8 @@ def parked(index: int) -> Placement:
 
 def judge(spec: TaskSpec, config: SceneConfig, facts: Facts) -> tuple[bool, str]:
     """(whether the task's condition holds at this moment, what there is to see, for a person to read)."""
-    return {"pick": _judge_pick, "place": _judge_place, "push": _judge_push}[spec.kind](spec, config, facts)
+    holds, detail = {"pick": _judge_pick, "place": _judge_place, "push": _judge_push}[spec.kind](spec, config, facts)
+    return bool(holds), detail
 
 
 def _judge_pick(spec: TaskSpec, config: SceneConfig, facts: Facts) -> tuple[bool, str]:
@@ -138,7 +139,9 @@ def _judge_push(spec: TaskSpec, config: SceneConfig, facts: Facts) -> tuple[bool
     beside = spec.direction * (facts.cube[1] - facts.plate[1])
     goal = config.objects.plates.radius + half + config.tasks.push.margin
     on_table = abs(facts.cube[2] - half) < 0.005
-    detail = f"{spec.cube} cube {100 * beside:.0f} cm to the {spec.side} of the plate's middle, {100 * goal:.0f} cm wanted"
+    detail = (
+        f"{spec.cube} cube {100 * beside:.0f} cm to the {spec.side} of the plate's middle, {100 * goal:.0f} cm wanted"
+    )
     if lifted:
         detail += "; it was lifted, not pushed"
     return beside >= goal and on_table and not lifted and facts.cube_speed < 0.02, detail

@@ -1,0 +1,151 @@
+"""The scripted operator: what it is asked to be, and that it does the tasks in the physics."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from franka_sim.episode import StepFollower, operator_episode
+from franka_sim.operator import CLOSED, OPEN, SceneView, ScriptedOperator
+from franka_sim.rotations import about_z
+from franka_sim.scene import SceneConfig
+from franka_sim.simulation import Simulation
+from franka_sim.tasks import TaskSpec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SCENE = Path(__file__).resolve().parents[3] / "config/scenes/tabletop.yaml"
+CONFIG = SceneConfig.load(SCENE)
+TASKS = ["pick", "pick:blue", "place", "push", "push:red:right"]
+ROLLOUT_STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Simulation:
+    return Simulation(CONFIG)
+
+
+def view_of(simulation: Simulation, task: str, seed: int) -> SceneView:
+    simulation.reset(task, seed)
+    return SceneView.from_simulation(simulation)
+
+
+@pytest.mark.parametrize("seed", range(1000, 1004))
+@pytest.mark.parametrize("task", ["pick", "place", "push"])
+def test_operator_does_the_task_in_the_physics(simulation: Simulation, task: str, seed: int) -> None:
+    simulation.reset(task, seed)
+    episode = operator_episode(simulation)
+    assert episode.success, episode.detail
+
+
+@pytest.mark.parametrize("task", ["pick", "place", "push"])
+def test_no_task_is_done_with_the_hand_held_open(simulation: Simulation, task: str) -> None:
+    simulation.reset(task, 1000)
+    assert not operator_episode(simulation, hold_open=True).success
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    task=st.sampled_from(TASKS),
+    seed=st.integers(0, 1000),
+    shift=st.tuples(st.floats(-0.1, 0.1), st.floats(-0.1, 0.1), st.floats(-0.15, 0.05)),
+    turn=st.floats(-0.5, 0.5),
+    width=st.floats(0.0, 0.08),
+)
+def test_plan_from_any_state_is_slow_enough_above_the_table_and_ends(
+    simulation: Simulation, task: str, seed: int, shift: tuple[float, float, float], turn: float, width: float
+) -> None:
+    view = view_of(simulation, task, seed)
+    position = view.position + shift
+    position[2] = max(position[2], 0.05)
+    view = replace(view, position=position, rotation=about_z(turn) @ view.rotation, gripper_width=width)
+    operator = ScriptedOperator.for_simulation(simulation)
+    plan, positions = operator.rollout(view, ROLLOUT_STEPS)
+    assert len(plan) == len(positions) < ROLLOUT_STEPS
+    reach = CONFIG.operator.speed * CONFIG.operator.step_period
+    turned = CONFIG.operator.turn_speed * CONFIG.operator.step_period
+    for step, tool in zip(plan, positions, strict=True):
+        assert np.linalg.norm(step.translation) <= reach + 1e-9
+        assert np.linalg.norm(step.rotation) <= turned + 1e-9
+        assert tool[2] > 0.01
+
+
+@settings(deadline=None, max_examples=10)
+@given(task=st.sampled_from(TASKS), seed=st.integers(0, 1000), rows=st.integers(1, 30))
+def test_operator_has_no_memory(simulation: Simulation, task: str, seed: int, rows: int) -> None:
+    """A plan continued from its middle by an operator that saw nothing before is the same plan."""
+    view = view_of(simulation, task, seed)
+    spec = TaskSpec.parse(task, CONFIG)
+    whole, _ = ScriptedOperator(spec, CONFIG).rollout(view, ROLLOUT_STEPS)
+    first = ScriptedOperator(spec, CONFIG)
+    for step in whole[:rows]:
+        view = first.imagine(view, step)
+    rest, _ = ScriptedOperator(spec, CONFIG).rollout(view, ROLLOUT_STEPS)
+    assert len(rest) == len(whole[rows:])
+    for continued, planned in zip(rest, whole[rows:], strict=True):
+        np.testing.assert_array_equal(continued.translation, planned.translation)
+        assert continued.gripper == planned.gripper
+
+
+def test_plan_ends_as_the_task_does(simulation: Simulation) -> None:
+    for task, gripper in (("pick", CLOSED), ("place", OPEN), ("push", CLOSED)):
+        view = view_of(simulation, task, 5)
+        operator = ScriptedOperator.for_simulation(simulation)
+        plan, _ = operator.rollout(view, ROLLOUT_STEPS)
+        for step in plan:
+            view = operator.imagine(view, step)
+        assert operator.done(view)
+        assert operator.rollout(view, 10) == ([], [])
+        assert operator.step(view).gripper == gripper
+
+
+def test_plan_predicts_what_happens(simulation: Simulation) -> None:
+    """Until the hand closes: what it takes to close is the one thing a plan cannot know."""
+    view = view_of(simulation, "pick", 6)
+    operator = ScriptedOperator.for_simulation(simulation)
+    plan, positions = operator.rollout(view, 12)
+    follower = StepFollower(simulation)
+    follower.execute(plan)
+    follower.settle(0.3)
+    assert np.linalg.norm(simulation.arm_state(0).position - positions[-1]) < 0.004
+
+
+def test_a_missed_grasp_is_opened_raised_and_tried_again(simulation: Simulation) -> None:
+    view = view_of(simulation, "pick", 7)
+    cube = view.objects["red_cube"][0]
+    missed = replace(view, position=np.add(cube, [0.06, 0.0, 0.0]), gripper_width=0.0)
+    operator = ScriptedOperator.for_simulation(simulation)
+    step = operator.step(missed)
+    assert step.gripper == OPEN
+    assert step.translation[2] > 0.0
+    assert np.linalg.norm(step.translation[:2]) < 1e-9
+    plan, positions = operator.rollout(missed, ROLLOUT_STEPS)
+    assert plan[-1].gripper == CLOSED
+    assert positions[-1][2] > CONFIG.tasks.pick.lift
+
+
+def test_operator_recovers_in_the_physics_from_closing_too_early(simulation: Simulation) -> None:
+    simulation.reset("pick", 8)
+    operator = ScriptedOperator.for_simulation(simulation)
+    follower = StepFollower(simulation)
+    for _ in range(5):
+        plan, _ = operator.rollout(SceneView.from_simulation(simulation), 4)
+        follower.execute([replace(step, gripper=CLOSED) for step in plan])
+    follower.execute([replace(step, gripper=OPEN) for step in plan[:1]])
+    assert operator_episode(simulation).success
+
+
+def test_operator_aligns_its_fingers_with_the_cube(simulation: Simulation) -> None:
+    view = view_of(simulation, "pick", 9)
+    for yaw in np.linspace(-1.5, 1.5, 7):
+        position, _ = view.objects["red_cube"]
+        turned = replace(view, objects={**view.objects, "red_cube": (position, about_z(yaw))})
+        operator = ScriptedOperator.for_simulation(simulation)
+        end = turned
+        for step in operator.rollout(turned, ROLLOUT_STEPS)[0]:
+            if step.gripper == CLOSED:
+                break
+            end = operator.imagine(end, step)
+        closing_axis = end.rotation[:, 1]
+        along = abs(about_z(yaw).T @ closing_axis)
+        assert max(along[:2]) > np.cos(0.1)
