@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader
-from teleop_recorder.definitions import add_installed_type, installed_typestore
+from teleop_recorder.definitions import message_class
 
 from molmoact_bringup.analysis import TargetPath
 
@@ -46,14 +47,12 @@ class RunLog:
 
 def messages(bag: Path, topics: tuple[str, ...]) -> Iterator[tuple[str, int, Any]]:
     """Topic, time of receipt in ns, and message, in the order of receipt; topics the bag lacks give none."""
-    typestore = installed_typestore()
     with Reader(bag) as reader:
         connections = [connection for connection in reader.connections if connection.topic in topics]
-        for connection in connections:
-            add_installed_type(typestore, connection.msgtype)
+        kinds = {connection.id: message_class(connection.msgtype) for connection in connections}
         if connections:  # no connections would mean all of them
             for connection, received_ns, data in reader.messages(connections=connections):
-                yield connection.topic, received_ns, typestore.deserialize_cdr(data, connection.msgtype)
+                yield connection.topic, received_ns, deserialize_message(bytes(data), kinds[connection.id])
 
 
 def read_run(bag: Path) -> RunLog:
@@ -85,7 +84,7 @@ def read_run(bag: Path) -> RunLog:
             quaternion = [turn.x, turn.y, turn.z, turn.w]
             targets.append((received_ns, _nanoseconds(message.header.stamp), position, quaternion, distance))
         elif topic == "/franka_robot_state_broadcaster/robot_state":
-            modes.append((received_ns, int(message.robot_mode)))
+            modes.append((received_ns, message.robot_mode))
         elif topic == "/action_chunk":
             chunks.append((message.sequence, _nanoseconds(message.observation_stamp), received_ns))
         elif topic == "/clock":
@@ -104,10 +103,12 @@ def read_run(bag: Path) -> RunLog:
             log.overhead_latency_ms.append(latency_ms - model_ms[sequence])
     if status is not None:
         log.refusals = {
-            name.removeprefix(_REFUSED): int(count) for name, count in vars(status).items() if name.startswith(_REFUSED)
+            name.removeprefix(_REFUSED): getattr(status, name)
+            for name in status.get_fields_and_field_types()
+            if name.startswith(_REFUSED)
         }
         log.last_refusal = status.last_refusal
-        log.counters = {name: int(getattr(status, name)) for name in COUNTERS}
+        log.counters = {name: getattr(status, name) for name in COUNTERS}
     return log
 
 
@@ -139,7 +140,7 @@ def _on_the_wall(stamp_ns: int, clock: list[tuple[int, int]]) -> int:
 
 def _nanoseconds(stamp: Any) -> int:
     """Of a Time or a Duration."""
-    return int(stamp.sec) * 10**9 + int(stamp.nanosec)
+    return stamp.sec * 10**9 + stamp.nanosec
 
 
 def _vector(point: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
@@ -30,6 +31,19 @@ def add_installed_type(typestore: Typestore, name: str) -> None:
             for nested in _message_names(description):
                 add_installed_type(typestore, nested)
     typestore.register(types)
+
+
+def message_class(name: str) -> type:
+    """The Python class of the message `name`.
+
+    Raises:
+        DefinitionError: its package has no Python code on this machine.
+    """
+    package, kind, message = name.split("/")
+    try:
+        return getattr(importlib.import_module(f"{package}.{kind}"), message)
+    except (ImportError, AttributeError) as error:
+        raise DefinitionError(f"message type {name}: {error}") from error
 
 
 def _definition_file(name: str) -> Path:

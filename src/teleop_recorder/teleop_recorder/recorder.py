@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import queue
 import re
 import struct
@@ -18,7 +17,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 
 from teleop_recorder.bag import BagWriter, TopicInfo
-from teleop_recorder.definitions import add_installed_type, installed_typestore
+from teleop_recorder.definitions import add_installed_type, installed_typestore, message_class
 from teleop_recorder.errors import DefinitionError, RecordingError
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
@@ -134,8 +133,8 @@ class TopicRecorder:
         latched = all(profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for profile in offered)
         try:
             add_installed_type(self._typestore, type_name)
-            message_class = _message_class(type_name)
-        except (DefinitionError, ImportError, AttributeError) as error:
+            kind = message_class(type_name)
+        except DefinitionError as error:
             self._node.get_logger().warning(f"recorder: {name} is not recorded: {error}")
             self._ignored.add(name)
             return
@@ -159,7 +158,7 @@ class TopicRecorder:
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
-        self._subscriptions.append(self._node.create_subscription(message_class, name, receive, qos, raw=True))
+        self._subscriptions.append(self._node.create_subscription(kind, name, receive, qos, raw=True))
 
     def _image_is_due(self, name: str, message: bytes) -> bool:
         stamp_ns = _stamp_of(message)
@@ -208,8 +207,3 @@ def _stamp_of(message: bytes) -> int:
     """Nanoseconds in the header of a serialized message whose first field it is: 4 bytes of CDR, sec, nanosec."""
     seconds, nanoseconds = struct.unpack_from("<iI", message, 4)
     return seconds * 10**9 + nanoseconds
-
-
-def _message_class(type_name: str) -> type:
-    package, kind, message = type_name.split("/")
-    return getattr(importlib.import_module(f"{package}.{kind}"), message)
