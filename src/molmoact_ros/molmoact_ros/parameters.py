@@ -75,7 +75,7 @@ def parameter(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Declared:
+class Declared:
     """One parameter of a dataclass: its ROS type and its limits."""
 
     name: str
@@ -102,10 +102,10 @@ class _Declared:
         below = limits.minimum is not None and value < limits.minimum
         above = limits.maximum is not None and value > limits.maximum
         if below or above:
-            return f"parameter '{self.name}': {value!r} is outside {self._range()} ({limits.description})"
+            return f"parameter '{self.name}': {value!r} is outside {self.range()} ({limits.description})"
         return None
 
-    def _range(self) -> str:
+    def range(self) -> str:
         low = "-inf" if self.limits.minimum is None else str(self.limits.minimum)
         high = "inf" if self.limits.maximum is None else str(self.limits.maximum)
         return f"{low} .. {high}"
@@ -125,7 +125,7 @@ class _Declared:
             high = 2**63 - 1 if limits.maximum is None else int(limits.maximum)
             descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
         else:
-            descriptor.additional_constraints = f"each within {self._range()}"
+            descriptor.additional_constraints = f"each within {self.range()}"
         return descriptor
 
     def declare(self, node: Node) -> None:
@@ -148,7 +148,7 @@ class ParameterSet:
     def __init__(self, node: Node, parameters_type: type) -> None:
         self._node = node
         self._type = parameters_type
-        self._declared = {declared.name: declared for declared in _declarations(parameters_type)}
+        self._declared = {declared.name: declared for declared in declarations(parameters_type)}
         self._frozen = False
         # rclpy shows overrides of undeclared parameters nowhere else, and ignores them without a word.
         self._refuse_bad_overrides(node._parameter_overrides.values())
@@ -190,10 +190,11 @@ class ParameterSet:
         return SetParametersResult(successful=True)
 
 
-def _declarations(parameters_type: type) -> list[_Declared]:
+def declarations(parameters_type: type) -> list[Declared]:
+    """The parameters a dataclass declares, in its order."""
     hints = typing.get_type_hints(parameters_type)
     return [
-        _Declared(field.name, _ros_type(hints[field.name]), field.default, field.metadata[_METADATA])
+        Declared(field.name, _ros_type(hints[field.name]), field.default, field.metadata[_METADATA])
         for field in dataclasses.fields(parameters_type)
     ]
 
