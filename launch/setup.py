@@ -23,6 +23,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
+        ("bin", ["bin/molmoact"]),  # unlike lib/, colcon puts this on the PATH
         (f"share/{PACKAGE}/launch", sorted(str(file) for file in Path("launch").glob("*.launch.py"))),
         *config_files(),
     ],
@@ -33,7 +34,6 @@ setup(
     description="Which nodes make a system, how to start them, their configuration, and the demo.",
     license="Apache-2.0",
     entry_points={
-        "console_scripts": ["molmoact = molmoact_bringup.cli:main"],
         "molmoact.commands": ["up = molmoact_bringup.local:main", "demo = molmoact_bringup.demo:main"],
     },
 )

@@ -90,7 +90,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
     parser.add_argument("--checkpoint", default="nano", help="'nano' or a directory (default: nano)")
     parser.add_argument(
-        "--timeout", type=_positive_number, default=30.0, help="s for each episode, on the system's clock"
+        "--timeout", type=_positive_number, default=60.0, help="s for each episode, on the system's clock"
     )
     parser.add_argument("--out", type=Path, help="directory for the results (default: runs/<time>)")
     parser.add_argument("--no-video", action="store_true")

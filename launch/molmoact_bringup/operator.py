@@ -30,6 +30,8 @@ from molmoact_bringup.errors import SystemFailure
 READY_TIMEOUT_S = 600.0
 # For a service to answer: the simulator compiles a scene in less.
 ANSWER_TIMEOUT_S = 20.0
+# For a node's state, before it is asked for again.
+STATE_TIMEOUT_S = 2.0
 # For the arm to be where its target is after a reset.
 SETTLE_TIMEOUT_S = 20.0
 SETTLED_DISTANCE_M = 0.01
@@ -226,7 +228,11 @@ class Operator:
         return f"mode {self._bridge.mode} ({self._bridge.reason}), {self._bridge.target_distance:.3f} m away"
 
     def _is_active(self, client: Any) -> bool:
-        return self._call(client, GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
+        """Asked again and again: a node that is just starting may lose an answer before it knows who asked."""
+        answer = client.call_async(GetState.Request())
+        deadline = time.monotonic() + STATE_TIMEOUT_S
+        self._wait(lambda: answer.done() or time.monotonic() > deadline, READY_TIMEOUT_S, client.srv_name)
+        return answer.done() and answer.result().current_state.id == State.PRIMARY_STATE_ACTIVE
 
     def _require(self, client: Any, request: Any) -> Any:
         """Call a service whose answer says whether it was done."""
