@@ -120,6 +120,7 @@ class Arm:
         self._measured: Pose | None = None
         self._measured_ns = 0
         self._robot_mode = RobotMode.OTHER
+        self._state_ns = 0
         self._not_ready = False
         self._conflict: str | None = None
         self._motion: MotionGenerator | None = None
@@ -148,6 +149,7 @@ class Arm:
     def on_robot_state(self, stamp_ns: int, robot_mode: int) -> None:
         """The robot's own mode; a number franka_msgs does not define counts as OTHER."""
         self._state_freshness.seen(stamp_ns)
+        self._state_ns = stamp_ns
         self._robot_mode = RobotMode(robot_mode) if robot_mode in _ROBOT_MODES else RobotMode.OTHER
 
     def on_conflict(self, conflict: str | None) -> None:
@@ -163,6 +165,10 @@ class Arm:
         self._pose_freshness.clock_jumped(now_ns)
         self._state_freshness.clock_jumped(now_ns)
         self._watchdog_stop(Mode.HOLD, reason)
+
+    def heard_since(self, stamp_ns: int) -> bool:
+        """Pose and state are both stamped at `stamp_ns` or later."""
+        return self._measured_ns >= stamp_ns and self._state_ns >= stamp_ns
 
     # What the operator asks for.
 
@@ -417,9 +423,10 @@ class Arm:
 
     def _watch_robot(self, now_ns: int) -> None:
         fault = self._fault(now_ns)
-        if fault and self._state_freshness.ever_seen:
+        if fault and (self.mode in MOVING_MODES or self._robot_mode in STOPPED_AT_THE_ROBOT):
             self._watchdog_stop(Mode.FAULT, fault)
         elif fault:
+            # Nothing was moving, and nothing will before the operator asks: the robot may come back by itself.
             self._wait(f"waiting for the robot: {fault}")
         elif self._robot_mode is not RobotMode.MOVE:
             self._wait(f"robot mode is {self._robot_mode.name}: the target follows the measured pose")

@@ -28,7 +28,7 @@ from franka_bridge.limits import Limits, Timeouts
 from franka_bridge.messages import chunk_from, status_message, teleop_step_from
 from franka_bridge.parameters import BridgeParameters
 from franka_bridge.poses import Pose
-from franka_bridge.timing import TickStatistics, run_at_rate
+from franka_bridge.timing import TickStatistics, run_at_rate, schedule_first
 
 STATUS_PERIOD_S = 0.05
 # Discovery itself takes tens of milliseconds; asking oftener finds nothing sooner.
@@ -38,6 +38,8 @@ STOP_TIMEOUT_S = 2.0
 # Error recovery takes one to three seconds on a robot; then its state has to say so.
 RECOVERY_TIMEOUT_S = 10.0
 RECOVERED_TIMEOUT_S = 3.0
+# The robot speaks at 100 Hz or more. One that does not is refused control for its silence.
+NEWS_TIMEOUT_S = 0.5
 POLL_S = 0.02
 LOG_PERIOD_S = 2.0
 # Python threads give way after 5 ms by default, which is a whole tick.
@@ -63,6 +65,7 @@ class BridgeNode(ManagedNode):
             self._bridge = self._make_bridge()
         except LimitError as error:
             raise ConfigurationError(f"parameter {error}") from error
+        self._take_priority()
         self._statistics = TickStatistics()
         self._topics = {
             name: ArmTopics(self, self.p, self._bridge.arms[name], prefix)
@@ -114,6 +117,14 @@ class BridgeNode(ManagedNode):
         except ValueError as error:
             raise LimitError(f"home_position, home_quaternion: {error}") from error
 
+    def _take_priority(self) -> None:
+        if self.p.realtime_priority == 0:
+            return
+        try:
+            schedule_first(self.p.realtime_priority)
+        except OSError as error:
+            self.get_logger().info(f"ordinary scheduling, ticks may come late on a busy machine: {error.strerror}")
+
     def _create_interfaces(self) -> None:
         self._status = self.create_publisher(BridgeStatus, "bridge_status", qos_profile("reliable", depth=10))
         # An emergency stop waits for no other callback: the tick reads the topic, the service has its own group.
@@ -124,7 +135,7 @@ class BridgeNode(ManagedNode):
         self.create_service(Trigger, "trigger_emergency_stop", self._on_trigger, callback_group=stop_group)
         self.create_service(Trigger, "release_emergency_stop", self._on_release)
         self.create_service(Trigger, "recover", self._on_recover, callback_group=recovery_group)
-        self.create_service(SetMode, "set_mode", self._on_set_mode)
+        self.create_service(SetMode, "set_mode", self._on_set_mode, callback_group=MutuallyExclusiveCallbackGroup())
         queue = qos_profile("reliable", depth=10)
         self._chunks = self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, queue)
         self.create_subscription(TeleopCommand, "teleop_command", self._on_teleop, qos_profile("best_effort", depth=10))
@@ -162,7 +173,18 @@ class BridgeNode(ManagedNode):
             self._bridge.set_mode(request.arm, request.mode, self._now_ns())
             return ""
 
+        if request.mode != Mode.HOLD:
+            self._hear_from_the_robot()
         return self._answer(response, set_mode)
+
+    def _hear_from_the_robot(self) -> None:
+        """Wait, bounded, for news of every arm: nothing from before a request shall be found out after granting it."""
+        asked_ns, deadline_s = self._now_ns(), time.monotonic() + NEWS_TIMEOUT_S
+        while time.monotonic() < deadline_s and self.active:
+            with self._lock:
+                if all(arm.heard_since(asked_ns) for arm in self._bridge.arms.values()):
+                    return
+            time.sleep(POLL_S)
 
     def _on_trigger(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def trigger() -> str:

@@ -24,6 +24,10 @@ class BridgeParameters:
     backend: str = parameter("crisp", "controller that takes the targets", choices=tuple(BACKENDS))
     rate: float = parameter(200.0, "targets per second", minimum=100.0, maximum=1000.0)
 
+    realtime_priority: int = parameter(
+        0, "SCHED_FIFO priority of the process where the user may have one; 0: ordinary", minimum=0, maximum=98
+    )
+
     workspace_min: tuple[float, ...] | None = required("lowest corner x, y, z of the workspace box, m")
     workspace_max: tuple[float, ...] | None = required("highest corner x, y, z of the workspace box, m")
     linear_speed: float | None = required("largest speed, m/s")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +43,17 @@ class TickStatistics:
             "cost_median": float(np.median(costs)),
             "cost_p99": float(np.percentile(costs, 99)),
         }
+
+
+def schedule_first(priority: int) -> None:
+    """Let every thread of this process run before all ordinary ones (SCHED_FIFO, 1 .. 99).
+
+    Not the ticking thread alone: it needs the interpreter's lock, and whoever holds that must not be kept waiting by a
+    program that trains beside the robot. Raises PermissionError without the right to (`ulimit -r`, as franka_ros2 asks
+    for).
+    """
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
 
 
 def run_at_rate(period: float, tick: Callable[[], None], stop: threading.Event, statistics: TickStatistics) -> None:

@@ -25,10 +25,6 @@ class Freshness:
     def seen(self, stamp_ns: int) -> None:
         self._stamp_ns = stamp_ns
 
-    @property
-    def ever_seen(self) -> bool:
-        return self._stamp_ns is not None
-
     def clock_jumped(self, now_ns: int) -> None:
         """Count the age from now, for one timeout: the stamps from before the jump say nothing."""
         self._jump_ns = now_ns
@@ -41,9 +37,9 @@ class Freshness:
             return None
         age = (now_ns - self._stamp_ns) / NANOSECONDS
         if age > self._timeout:
-            return f"no {self._what} for {age:.2f} s (limit {self._timeout} s)"
+            return f"no {self._what} for more than {self._timeout} s"
         if age < -CLOCK_TOLERANCE_S:
-            return f"{self._what} is stamped {-age:.2f} s in the future: are the clocks synchronised?"
+            return f"{self._what} is stamped {-age:.1f} s in the future: are the clocks synchronised?"
         return None
 
 
