@@ -11,15 +11,17 @@ import json
 import math
 import multiprocessing
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 
-from franka_sim.episode import operator_episode
+from franka_sim.episode import EPISODE_LIMIT_S, Episode, operator_episode
 from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("pick", "place", "push")
+OPEN_LIMIT_S = 10.0
 CAMPAIGNS = {"operator": False, "hand held open": True}
 
 
@@ -31,12 +33,18 @@ def wilson(successes: int, trials: int) -> list[float]:
     return [max(0.0, round(centre - half, 4)), min(1.0, round(centre + half, 4))]
 
 
-def run_seed(scene: SceneConfig, job: tuple[str, int, bool]) -> bool:
-    """One episode in a simulation of its own."""
+@cache
+def simulation_of(scene: Path) -> Simulation:
+    """Built once per process; a reset leaves nothing of the episode before."""
+    return Simulation(SceneConfig.load(scene))
+
+
+def run_seed(scene: Path, job: tuple[str, int, bool]) -> Episode:
+    """One episode of (task, seed, hand held open)."""
     task, seed, hold_open = job
-    simulation = Simulation(scene)
+    simulation = simulation_of(scene)
     simulation.reset(task, seed)
-    return operator_episode(simulation, hold_open=hold_open).success
+    return operator_episode(simulation, hold_open=hold_open, limit=OPEN_LIMIT_S if hold_open else EPISODE_LIMIT_S)
 
 
 def main() -> None:
@@ -51,7 +59,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results/operator_success.json")
     arguments = parser.parse_args()
     os.nice(10)
-    scene = SceneConfig.load(arguments.scene)
     results = []
     with multiprocessing.Pool(arguments.processes) as pool:
         for task in arguments.tasks:
@@ -59,8 +66,8 @@ def main() -> None:
                 count = arguments.open_seeds if hold_open else arguments.seeds
                 seeds = range(arguments.first_seed, arguments.first_seed + count)
                 jobs = [(task, seed, hold_open) for seed in seeds]
-                outcomes = pool.map(partial(run_seed, scene), jobs, chunksize=2)
-                failed = [seed for seed, success in zip(seeds, outcomes, strict=True) if not success]
+                outcomes = pool.map(partial(run_seed, arguments.scene), jobs, chunksize=2)
+                failed = [seed for seed, episode in zip(seeds, outcomes, strict=True) if not episode.success]
                 successes = count - len(failed)
                 results.append(
                     {
@@ -70,10 +77,14 @@ def main() -> None:
                         "trials": count,
                         "wilson_95": wilson(successes, count),
                         "failed_seeds": [] if hold_open else failed,
+                        "mean_duration_s": round(fmean(episode.duration for episode in outcomes), 2),
                     }
                 )
                 print(f"{task:6s} {name}: {successes}/{count}", flush=True)
-    arguments.output.write_text(json.dumps({"scene": arguments.scene.name, "results": results}, indent=2) + "\n")
+    arguments.output.write_text(
+        json.dumps({"scene": arguments.scene.name, "first_seed": arguments.first_seed, "results": results}, indent=2)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

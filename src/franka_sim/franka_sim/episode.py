@@ -67,12 +67,12 @@ class StepFollower:
             self._simulation.set_gripper(0, 0.0, config.maximum_speed, config.grasp_force)
 
 
-def operator_episode(simulation: Simulation, hold_open: bool = False) -> Episode:
-    """Let the operator do the task of the last reset; `hold_open` keeps the hand from closing."""
+def operator_episode(simulation: Simulation, hold_open: bool = False, limit: float = EPISODE_LIMIT_S) -> Episode:
+    """Let the operator do the task of the last reset for at most `limit` s; `hold_open` keeps the hand from closing."""
     operator = ScriptedOperator.for_simulation(simulation)
     follower = StepFollower(simulation)
     start = simulation.time
-    while not simulation.outcome().success and simulation.time - start < EPISODE_LIMIT_S:
+    while not simulation.outcome().success and simulation.time - start < limit:
         view = SceneView.from_simulation(simulation)
         steps = operator.rollout(view, ROWS)[0] or [operator.step(view)]
         follower.execute([replace(step, gripper=OPEN) for step in steps] if hold_open else steps)

@@ -7,7 +7,7 @@ from franka_sim.rotations import (
     quaternion_from_matrix,
     vector_from_matrix,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -22,11 +22,13 @@ def rotation_vectors(draw: st.DrawFn) -> np.ndarray:
     return draw(angles) * (axis / length if length > 1e-3 else np.array([0.0, 0.0, 1.0]))
 
 
+@settings(deadline=None)
 @given(rotation_vectors())
 def test_exponential_map_agrees_with_scipy(vector: np.ndarray) -> None:
     np.testing.assert_allclose(matrix_from_vector(vector), Rotation.from_rotvec(vector).as_matrix(), atol=1e-12)
 
 
+@settings(deadline=None)
 @given(rotation_vectors())
 def test_logarithm_leads_back_to_the_same_rotation_up_to_half_a_turn(vector: np.ndarray) -> None:
     matrix = matrix_from_vector(vector)
@@ -35,6 +37,7 @@ def test_logarithm_leads_back_to_the_same_rotation_up_to_half_a_turn(vector: np.
     np.testing.assert_allclose(matrix_from_vector(logarithm), matrix, atol=1e-7)
 
 
+@settings(deadline=None)
 @given(rotation_vectors())
 def test_quaternion_of_a_matrix_is_a_unit_and_leads_back(vector: np.ndarray) -> None:
     matrix = matrix_from_vector(vector)
