@@ -44,7 +44,7 @@ def test_system_starts_and_ends_on_ctrl_c_without_leaving_a_process(processes, r
     wait_for(lambda: status.message, "the bridge", START_TIMEOUT_S)
     assert status.message.mode == BridgeStatus.HOLD
     system.signal(signal.SIGINT)
-    assert system.wait() == 0, system.output
+    assert system.wait(START_TIMEOUT_S) == 0, system.output
     assert "stopped (SIGINT)" in system.output
     assert processes.descendants() == []
 
@@ -60,9 +60,11 @@ def test_killed_policy_leaves_the_arm_holding_and_ends_the_system_with_its_reaso
     )
     wait_for(lambda: status.message.chunks_accepted > 0, "a chunk", START_TIMEOUT_S)
     os.kill(pid_of(processes, "policy"), signal.SIGKILL)
-    assert system.wait() == 1, system.output
+    assert system.wait(START_TIMEOUT_S) == 1, system.output
     assert "policy was killed by SIGKILL" in system.output
-    assert status.message.mode != BridgeStatus.POLICY and status.message.reason
+    wait_for(
+        lambda: status.message.mode != BridgeStatus.POLICY and status.message.reason, "the arm to hold with a reason"
+    )
     assert processes.descendants() == []
 
 
@@ -72,7 +74,7 @@ def test_second_system_in_the_domain_is_refused_before_it_moves_anything(process
     start_system(processes)
     wait_for(lambda: status.message, "the bridge", START_TIMEOUT_S)
     second = start_system(processes)
-    assert second.wait() == 1
+    assert second.wait(START_TIMEOUT_S) == 1
     assert "already has" in second.output and "/franka_sim" in second.output
 
 

@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -189,20 +190,20 @@ def run_episodes(run: Run) -> None:
         def alarm() -> str | None:
             return system.failure or (recorder.failure if recorder else None)
 
-        operator = Operator(domain, use_sim_time=True, alarm=alarm)
-        try:
-            operator.wait_until_ready()
-            run.bridge_parameters = operator.parameters_of("franka_bridge")
-            recorder = TopicRecorder(operator.node, run.directory / "bag", recorder_settings(config))
-            run.topics = recorder.counts
-            for seed in run.seeds:
-                run.episodes.append(operator.run_episode(run.task, seed, run.timeout_s))
-                show_progress(run)
-        finally:
-            # The bridge holds when it ends, too; but a bag that is being closed must not find the arm moving.
-            operator.close()
-            if recorder is not None:
-                recorder.close()
+        with closing(Operator(domain, use_sim_time=True, alarm=alarm)) as operator:
+            try:
+                operator.wait_until_ready()
+                run.bridge_parameters = operator.parameters_of("franka_bridge")
+                recorder = TopicRecorder(operator.node, run.directory / "bag", recorder_settings(config))
+                run.topics = recorder.counts
+                for seed in run.seeds:
+                    run.episodes.append(operator.run_episode(run.task, seed, run.timeout_s))
+                    show_progress(run)
+            finally:
+                # First of all the arm holds. How it came to rest is recorded, too.
+                system.stop()
+                if recorder is not None:
+                    recorder.close()
 
 
 def recorder_settings(config: Path) -> RecorderSettings:

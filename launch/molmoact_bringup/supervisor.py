@@ -102,8 +102,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _uninterrupted():
-            self.stop()
+        self.stop()
 
     @property
     def failure(self) -> str | None:
@@ -133,9 +132,15 @@ class Supervisor:
         return self._failure
 
     def stop(self) -> None:
-        """SIGINT to all, SIGTERM to those that are left, then SIGKILL. Returns when no process is left."""
+        """SIGINT to all, SIGTERM to those that are left, then SIGKILL. Returns when no process is left.
+
+        For the main thread, whose signals it holds back. Stopping again does nothing.
+        """
+        if self._gone.is_set():
+            return
         self._stopping.set()
-        self._signal_until_gone()
+        with _uninterrupted():
+            self._signal_until_gone()
         self._gone.set()
         if self._thread.is_alive():
             self._thread.join()

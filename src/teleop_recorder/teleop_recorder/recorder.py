@@ -184,8 +184,8 @@ class TopicRecorder:
                 self._bag.write(info.name, stamp_ns, message)
                 self.counts[source].written += 1
             self._bag.close()
-        except RecordingError as error:
-            self._failure = str(error)
+        except Exception as error:  # whatever it was, close() must not wait for a thread that is gone
+            self._failure = str(error) if isinstance(error, RecordingError) else f"recorder: {error!r}"
             while self._queue.get() is not None:  # until closed, so that the callbacks do not count drops
                 pass
 
