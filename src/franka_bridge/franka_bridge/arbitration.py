@@ -129,6 +129,14 @@ class Arm:
         self._teleop_ns = 0
         self._emergency_braking = False
 
+    def restart(self) -> None:
+        """Forget where the arm was, others may have moved it, and hold. Emergency stop and fault stay what they are."""
+        self.hold("started")
+        self._history.clear()
+        self._measured = None
+        self._measured_ns = 0
+        self._motion = None
+
     # What the robot says.
 
     def on_pose(self, stamp_ns: int, pose: Pose) -> None:
@@ -306,14 +314,12 @@ class Arm:
         if self._motion is None:
             self._motion = MotionGenerator(self._limits, self._period, self._measured)
         self._watch_robot(now_ns)
-        if self.mode in MOVING_MODES:
-            self._watch_following(self._motion, self._measured)
         self._watch_inputs(now_ns)
         if self._robot_mode is not RobotMode.MOVE:
             # The controller does not listen; when it does again it must find its target where the arm is.
             self._motion.seed(self._measured)
         else:
-            self._move(now_ns, self._motion)
+            self._move(now_ns, self._motion, self._measured)
         return self._motion.pose
 
     @property
@@ -340,8 +346,10 @@ class Arm:
 
     # How the target moves.
 
-    def _move(self, now_ns: int, motion: MotionGenerator) -> None:
+    def _move(self, now_ns: int, motion: MotionGenerator, measured: Pose) -> None:
         try:
+            if self.mode in MOVING_MODES:
+                self._watch_following(motion, measured)
             goal = self._next_goal(now_ns, motion)
             if self._emergency_braking:
                 motion.brake(emergency=True)
@@ -447,12 +455,13 @@ class Arm:
 
     def _watch_following(self, motion: MotionGenerator, measured: Pose) -> None:
         """Stop an arm that does not follow early enough for the end of the stop to be within the largest distance."""
-        end, limits = motion.stopping_pose(), self._limits
+        limits = self._limits
+        if motion.at_rest and limits.near(motion.pose, measured):
+            return
+        end = motion.stopping_pose()
         # The state a tick from now is what a stop would start from.
         distance = measured.distance(end) + limits.linear_speed * self._period
         angle = measured.angle(end) + limits.angular_speed * self._period
-        if motion.at_rest and limits.near(motion.pose, measured):
-            return
         if distance > limits.max_target_distance:
             stop = f"target {distance:.3f} m ahead of the measured pose, at most {limits.max_target_distance} m"
         elif angle > limits.max_target_angle:
@@ -465,8 +474,10 @@ class Arm:
         fault = self._fault(now_ns)
         if fault:
             raise RequestRefused(fault)
-        if self._motion is None or self._measured is None or self._robot_mode is not RobotMode.MOVE:
-            raise RequestRefused(self.reason)
+        if self._robot_mode is not RobotMode.MOVE:
+            raise RequestRefused(f"robot mode is {self._robot_mode.name}: the controller does not take targets")
+        if self._motion is None or self._measured is None:
+            raise RequestRefused("the bridge has not begun to publish targets")
         if self._conflict:
             raise RequestRefused(self._conflict)
         if not self._limits.near(self._motion.pose, self._measured):

@@ -52,6 +52,12 @@ class Bridge:
         self._policies = PublisherWatch()
         self._grid_ns: int | None = None
 
+    def restart(self) -> None:
+        """Begin to publish, perhaps again: every target starts where its arm is found."""
+        self._grid_ns = None
+        for arm in self.arms.values():
+            arm.restart()
+
     # The policy.
 
     def on_chunk(self, chunk: Chunk, now_ns: int) -> None:
@@ -102,8 +108,9 @@ class Bridge:
     def on_teleop(self, step: TeleopStep, now_ns: int) -> None:
         """Move its goal by `step` if the arm is the teleoperator's. RequestRefused, remembered, if it must not."""
         try:
-            for arm in self._named(step.arm):
-                arm.on_teleop(step, now_ns)
+            if step.arm not in self.arms:
+                raise RequestRefused(self._unknown(step.arm))
+            self.arms[step.arm].on_teleop(step, now_ns)
         except RequestRefused as refused:
             self.last_refusal = f"teleop_command: {refused}"
             raise
@@ -149,8 +156,11 @@ class Bridge:
         if name == "":
             return list(self.arms.values())
         if name not in self.arms:
-            raise RequestRefused(f"arm '{name}' is not one of {', '.join(sorted(self.arms))}")
+            raise RequestRefused(self._unknown(name))
         return [self.arms[name]]
+
+    def _unknown(self, name: str) -> str:
+        return f"arm '{name}' is not one of {', '.join(sorted(self.arms))}"
 
     # The clock.
 

@@ -12,7 +12,7 @@ from typing import Any
 from molmoact_msgs.msg import ActionChunk, BridgeStatus, TeleopCommand
 from molmoact_msgs.srv import SetMode
 from molmoact_ros.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, Status
-from molmoact_ros.node import ConfigurationError, ManagedNode, run
+from molmoact_ros.node import ConfigurationError, ManagedNode, Worker, run
 from molmoact_ros.qos import LATCHED, qos_profile
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from std_msgs.msg import Bool, String
@@ -57,6 +57,7 @@ class BridgeNode(ManagedNode):
         super().__init__("franka_bridge", BridgeParameters, **kwargs)
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
+        self._loops: list[Worker] = []
 
     # Lifecycle
 
@@ -76,10 +77,11 @@ class BridgeNode(ManagedNode):
     def start(self) -> None:
         self._published: dict[str, tuple[Any, ...]] = {}
         self._status_due_s = 0.0
+        with self._lock:
+            self._bridge.restart()
         for topics in self._topics.values():
             topics.open()
-        self._ticking = self.spawn("tick", self._keep_time)
-        self._watching = self.spawn("graph", self._watch_graph)
+        self._loops = [self.spawn("tick", self._keep_time), self.spawn("graph", self._watch_graph)]
 
     def stop(self, reason: str) -> None:
         with self._lock:
@@ -87,8 +89,8 @@ class BridgeNode(ManagedNode):
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
         while not self._bridge.at_rest and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
-        self._watching.stop()
-        self._ticking.stop()
+        for loop in self._loops:
+            loop.stop()
         for topics in self._topics.values():
             topics.close()
 

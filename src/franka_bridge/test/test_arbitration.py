@@ -305,6 +305,7 @@ def test_hand_faster_than_the_arm_does_not_pile_up_motion(rig):
         ({"age_ms": 200}, "0.200 s old"),
         ({"age_ms": -500}, "-0.500 s old"),
         ({"arm": "ur5"}, "arm 'ur5'"),
+        ({"arm": ""}, "arm ''"),
     ],
 )
 def test_bad_teleop_command_is_refused_and_moves_nothing(rig, changes, message):
@@ -321,6 +322,31 @@ def test_teleop_command_in_another_mode_moves_nothing(rig):
     teleop(rig, (0.05, 0.0, 0.0))
     rig.seconds(0.5)
     assert rig.target.position[0] == 0.5
+
+
+# Starting again
+
+
+def test_bridge_that_starts_again_finds_its_target_where_the_arm_is_now(rig):
+    moving(rig)
+    rig.bridge.hold("deactivated")
+    rig.until(lambda: rig.bridge.at_rest)
+    rig.measured = Pose.of((0.35, 0.2, 0.4), DOWN)  # moved by another program in the meantime
+    rig.now_ns += 60_000 * MS
+    rig.steady_ns += 60_000 * MS
+    rig.bridge.restart()
+    rig.tick()
+    assert rig.target.distance(Pose.of((0.35, 0.2, 0.4), DOWN)) == 0.0
+    assert rig.arm.mode is Mode.HOLD
+
+
+def test_emergency_stop_stays_latched_when_the_bridge_starts_again(rig):
+    moving(rig)
+    rig.bridge.emergency_stop("button")
+    rig.seconds(1.0)
+    rig.bridge.restart()
+    rig.tick(5)
+    assert rig.arm.mode is Mode.EMERGENCY_STOP
 
 
 # Two arms

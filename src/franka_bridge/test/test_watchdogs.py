@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from franka_bridge.arbitration import Mode
-from franka_bridge.errors import ChunkRefused, RequestRefused
+from franka_bridge.errors import ChunkRefused, MotionError, RequestRefused
 from franka_bridge.poses import Pose
 from franka_bridge.watchdogs import ClockWatch
 
@@ -239,6 +239,18 @@ def test_chunk_is_never_anchored_across_a_jump(moving):
     moving.bridge.set_mode("", Mode.POLICY, moving.now_ns)
     with pytest.raises(ChunkRefused, match="not known"):
         moving.send(observation_ns=observed_ns, start_ns=moving.now_ns)
+
+
+def test_generator_that_finds_no_way_is_a_fault_and_the_target_stands_still(moving, monkeypatch):
+    def no_way(*_):
+        raise MotionError("no way to rest")
+
+    monkeypatch.setattr(moving.arm._motion, "advance", no_way)
+    before = moving.target
+    moving.tick()
+    assert moving.arm.mode is Mode.FAULT and "no way" in moving.arm.reason
+    moving.seconds(0.5)
+    assert moving.target.distance(before) == 0.0
 
 
 def test_deactivation_stops_smoothly_with_its_reason(moving):
