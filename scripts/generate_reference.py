@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/reference/{interfaces,parameters}.md from the interface files and the nodes' parameter dataclasses.
 
-usage, in a shell after `. ./env.sh`: scripts/generate_reference.py [--check]      (--check: only say whether they are current)
+usage, in a shell after `. ./env.sh`: scripts/generate_reference.py [--check]    (--check: say whether they are current)
 """
 
 import sys

@@ -166,7 +166,7 @@ def train_worker(rank: int, config: dict, samples_dir: Path, checkpoint: Path, o
     corpus = Corpus(samples, np.load(samples_dir / "depth_codes.npy"), writer)
     objective = Objective(model, writer, settings)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.95), weight_decay=settings["weight_decay"]
+        parameter_groups(model, settings), betas=(0.9, 0.95), weight_decay=settings["weight_decay"]
     )
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     first_step = resume(out, model, optimizer, average)
@@ -182,7 +182,7 @@ def train_worker(rank: int, config: dict, samples_dir: Path, checkpoint: Path, o
         average_gradients(model, world)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings["gradient_clip"])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = group["share"] * learning_rate(step, settings)
         optimizer.step()
         decay = min(settings["ema"], (1 + step) / (10 + step))
         for name, parameter in model.named_parameters():
@@ -196,6 +196,15 @@ def train_worker(rank: int, config: dict, samples_dir: Path, checkpoint: Path, o
     if rank == 0:
         save(out, settings["steps"], model, optimizer, average)
     dist.destroy_process_group()
+
+
+def parameter_groups(model: MolmoActForActionReasoning, settings: dict) -> list[dict]:
+    """The vision backbone, which knows its job already, learns slower than the rest (as in the paper's table 4)."""
+    vision = {id(parameter) for parameter in model.vision_backbone.parameters()}
+    return [
+        {"params": [p for p in model.parameters() if id(p) in vision], "share": settings["vision_learning_rate_share"]},
+        {"params": [p for p in model.parameters() if id(p) not in vision], "share": 1.0},
+    ]
 
 
 def average_gradients(model: torch.nn.Module, world: int) -> None:
