@@ -14,7 +14,13 @@ python -m molmoact_training.demonstrations --config "$config" --scene "$root/con
     --checkpoint "$work/untrained" --out "$work/samples"
 [ -e "$work/samples/depth_codes.npy" ] ||
     python -m molmoact_training.depth_vqvae --config "$config" --samples "$work/samples" --out "$work/depth_vqvae"
-python -m molmoact_training.train --config "$config" --samples "$work/samples" --checkpoint "$work/untrained" \
+[ -e "$work/vision/trained" ] || {
+    python -m molmoact_training.pretrain_vision --config "$config" --samples "$work/samples" \
+        --checkpoint "$work/untrained" --out "$work/vision"
+    cp "$work"/untrained/{tokenizer.json,tokenizer_config.json,preprocessor_config.json,embodiment.yaml} "$work/vision/"
+    touch "$work/vision/trained"
+}
+python -m molmoact_training.train --config "$config" --samples "$work/samples" --checkpoint "$work/vision" \
     --out "$work/run"
 finish=(python -m molmoact_training.nano_checkpoint finish --untrained "$work/untrained" --run "$work/run"
     --vqvae "$work/depth_vqvae")

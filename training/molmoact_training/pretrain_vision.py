@@ -1,8 +1,8 @@
 """Teaches the vision backbone where things are before the language model learns to read it.
 
-MolmoAct starts from a vision tower that has seen billions of pictures; nano's would start from noise, and a language model
-beside a blind tower learns to copy from the demonstrated reply instead. The mean image feature of each camera has to tell
-the trace and where the gripper goes next, through one linear layer that is thrown away afterwards.
+MolmoAct starts from a vision tower that has seen billions of pictures; nano's would start from noise, and a language
+model beside a blind tower learns to copy from the demonstrated reply instead. The mean image feature of each camera
+has to tell the trace and where the gripper goes next, through one linear layer that is thrown away afterwards.
 """
 
 from __future__ import annotations
