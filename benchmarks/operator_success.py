@@ -7,6 +7,7 @@ commands by edges. Writes benchmarks/results/operator_success.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -14,6 +15,7 @@ import os
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from franka_sim.episode import EPISODE_LIMIT_S, Episode, operator_episode
 from franka_sim.scene import SceneConfig
@@ -47,8 +49,23 @@ def run_seed(scene: Path, job: tuple[str, int, bool]) -> Episode:
     return operator_episode(simulation, hold_open=hold_open, limit=OPEN_LIMIT_S if hold_open else EPISODE_LIMIT_S)
 
 
+def summary(task: str, campaign: str, seeds: range, episodes: list[Episode]) -> dict[str, Any]:
+    """One line of the result."""
+    failed = [seed for seed, episode in zip(seeds, episodes, strict=True) if not episode.success]
+    successes = len(seeds) - len(failed)
+    return {
+        "task": task,
+        "campaign": campaign,
+        "successes": successes,
+        "trials": len(seeds),
+        "wilson_95": wilson(successes, len(seeds)),
+        "failed_seeds": failed if successes else "all",
+        "mean_duration_s": round(fmean(episode.duration for episode in episodes), 2),
+    }
+
+
 def main() -> None:
-    """Run the campaign and write its JSON."""
+    """Run the campaigns; the JSON is complete after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scene", type=Path, default=HERE.parent / "config/scenes/tabletop.yaml")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
@@ -61,30 +78,15 @@ def main() -> None:
     os.nice(10)
     results = []
     with multiprocessing.Pool(arguments.processes) as pool:
-        for task in arguments.tasks:
-            for name, hold_open in CAMPAIGNS.items():
-                count = arguments.open_seeds if hold_open else arguments.seeds
-                seeds = range(arguments.first_seed, arguments.first_seed + count)
-                jobs = [(task, seed, hold_open) for seed in seeds]
-                outcomes = pool.map(partial(run_seed, arguments.scene), jobs, chunksize=2)
-                failed = [seed for seed, episode in zip(seeds, outcomes, strict=True) if not episode.success]
-                successes = count - len(failed)
-                results.append(
-                    {
-                        "task": task,
-                        "campaign": name,
-                        "successes": successes,
-                        "trials": count,
-                        "wilson_95": wilson(successes, count),
-                        "failed_seeds": [] if hold_open else failed,
-                        "mean_duration_s": round(fmean(episode.duration for episode in outcomes), 2),
-                    }
-                )
-                print(f"{task:6s} {name}: {successes}/{count}", flush=True)
-    arguments.output.write_text(
-        json.dumps({"scene": arguments.scene.name, "first_seed": arguments.first_seed, "results": results}, indent=2)
-        + "\n"
-    )
+        for (campaign, hold_open), task in itertools.product(CAMPAIGNS.items(), arguments.tasks):
+            count = arguments.open_seeds if hold_open else arguments.seeds
+            seeds = range(arguments.first_seed, arguments.first_seed + count)
+            jobs = [(task, seed, hold_open) for seed in seeds]
+            episodes = pool.map(partial(run_seed, arguments.scene), jobs, chunksize=2)
+            results.append(summary(task, campaign, seeds, episodes))
+            print(f"{task:6s} {campaign}: {results[-1]['successes']}/{count}", flush=True)
+            report = {"scene": arguments.scene.name, "first_seed": arguments.first_seed, "results": results}
+            arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

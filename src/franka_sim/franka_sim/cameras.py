@@ -102,17 +102,17 @@ class RgbdCamera:
 
     def _draw(self, data: mujoco.MjData) -> None:
         if self._gl is None:
-            self._open()
+            self._gl = self._open()
         self._gl.make_current()
         mujoco.mjv_updateScene(
             self._model, data, self._options, None, self._view, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
 
-    def _open(self) -> None:
+    def _open(self) -> mujoco.gl_context.GLContext:
         k = self.intrinsics
-        self._gl = mujoco.gl_context.GLContext(k.width, k.height)
-        self._gl.make_current()
+        gl = mujoco.gl_context.GLContext(k.width, k.height)
+        gl.make_current()
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
@@ -124,6 +124,7 @@ class RgbdCamera:
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._view.fixedcamid = self._id
+        return gl
 
     def _buffers(self) -> tuple[np.ndarray, np.ndarray]:
         shape = self.intrinsics.height, self.intrinsics.width
