@@ -80,8 +80,8 @@ def test_full_disk_ends_the_demo_with_the_arm_holding(processes, tmp_path, ros_n
     nano_checkpoint()
     disk = tmp_path / "disk"
     disk.mkdir()
-    # Five MiB more than a bag leaves free; seen by the demo and its children only.
-    mount = f"mount -t tmpfs -o size=105m tmpfs {disk}"
+    # Two MiB more than a bag leaves free; seen by the demo and its children only.
+    mount = f"mount -t tmpfs -o size=102m tmpfs {disk}"
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "sh", "-c", mount], check=False).returncode:
         pytest.skip("a disk of its own takes user namespaces")
     status = Latest(ros_node, BridgeStatus, "bridge_status")
