@@ -182,6 +182,7 @@ class PickConfig:
     cube_area: Area
     cube_yaw: float
     other_cubes: int
+    other_bowls: int
     separation: float
     lift: float
     hold_time: float
@@ -198,6 +199,7 @@ class PlaceConfig:
     plate_area: Area
     cube_yaw: float
     other_cubes: int
+    other_bowls: int
     separation: float
     hold_time: float
 
@@ -214,6 +216,7 @@ class PushConfig:
     plate_area: Area
     cube_yaw: float
     other_cubes: int
+    other_bowls: int
     separation: float
     margin: float
     hold_time: float

@@ -95,6 +95,8 @@ def sample_layout(spec: TaskSpec, config: SceneConfig, rng: np.random.Generator)
     if spec.plate is not None:
         wanted.append((spec.plate_name, task.plate_area, 0.0, 0.0))
     wanted += [(f"{colour}_cube", task.cube_area, half, task.cube_yaw) for colour in (spec.cube, *others)]
+    bowls = config.objects.bowls.colours[: task.other_bowls]
+    wanted += [(f"{colour}_bowl", task.cube_area, 0.0, 0.0) for colour in bowls]
     for _ in range(LAYOUT_ATTEMPTS):
         placements = {name: _draw(area, height, yaw, rng) for name, area, height, yaw in wanted}
         if _separated(list(placements.values()), task.separation):

@@ -148,9 +148,9 @@ def test_objects_stand_still_at_the_start_and_the_unused_ones_stay_away(scene: S
     simulation = Simulation(scene)
     simulation.reset("place", 2)
     before = simulation.object_poses()
-    parked = simulation.copy_data().body("yellow_bowl").xpos.copy()
+    parked = simulation.copy_data().body("green_plate").xpos.copy()
     simulation.step(1000)
-    assert set(before) == {"red_cube", "blue_plate"}
+    assert set(before) == {"red_cube", "blue_plate", "yellow_bowl"}
     for name, (position, _) in simulation.object_poses().items():
         assert np.linalg.norm(position - before[name][0]) < 1e-4
-    np.testing.assert_allclose(simulation.copy_data().body("yellow_bowl").xpos, parked, atol=1e-3)
+    np.testing.assert_allclose(simulation.copy_data().body("green_plate").xpos, parked, atol=1e-3)
