@@ -466,7 +466,7 @@ def _add_bowl(body: mujoco.MjsBody, bowls: DishesConfig, rgba: list[float]) -> N
         middle = foot + half_height * np.sin(lean)
         body.add_geom(
             type=mujoco.mjtGeom.mjGEOM_BOX, size=[thickness, middle * np.tan(np.pi / slabs) + thickness, half_height],
-            pos=[middle * np.cos(angle), middle * np.sin(angle), bowls.height / 2],
+            pos=[middle * np.cos(angle), middle * np.sin(angle), bowls.height / 2 + thickness],  # the foot stands alone
             quat=_compose_z_then_y(angle, lean), mass=bowls.mass / 2 / slabs, **common,
         )  # fmt: skip
 
