@@ -6,6 +6,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rosbags.interfaces import (
     Connection,
@@ -27,7 +28,7 @@ RESERVE_BYTES = 100 * 2**20
 # How much may be written between two looks at the free space.
 CHECK_EVERY_BYTES = 4 * 2**20
 
-_VERSION = 9  # of metadata.yaml, as rosbag2 of Jazzy writes it
+_VERSION: Final = 9  # of metadata.yaml, as rosbag2 of Jazzy writes it
 _FOREVER = QosTime(sec=9223372036, nsec=854775807)
 
 
