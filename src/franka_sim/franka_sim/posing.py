@@ -29,7 +29,7 @@ class PosedScene:
         self._data = simulation.copy_data()
 
     def reset(self) -> None:
-        """Start from the simulation's present state, as its reset left it: which objects there are, the arm's posture."""
+        """Start from the simulation's present state: which objects its reset put there, the arm's posture."""
         self._simulation.copy_data(self._data)
 
     def pose(self, view: SceneView) -> mujoco.MjData:
