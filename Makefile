@@ -7,11 +7,12 @@ VENV := .venv/.installed
 WORKSPACE := install/.built_on_wheels
 IN_WORKSPACE := . ./env.sh &&
 
-# Python files are linked, not copied: of them only setup.py decides what is installed.
-BUILT_FROM := $(shell find src launch training config -type f -not -path '*/test/*' -not -name '*.pyc' \
-                \( -not -name '*.py' -o -name setup.py -o -name '*.launch.py' \) 2>/dev/null)
+# What colcon reads. Every other file is linked into install/, not copied: edited it counts at once, a new one needs a build.
+BUILT_FROM := $(shell find src launch training -name package.xml -o -name CMakeLists.txt -o -name setup.py -o -name setup.cfg \
+                -o -name '*.msg' -o -name '*.srv' -o -name '*.action')
+LIST_OF_LINKED := install/.linked
 
-.PHONY: help setup build demo test nano lint format clean
+.PHONY: help setup build demo test nano lint format clean FORCE
 
 help:
 	@echo 'make setup    virtual environment, pinned wheels, built workspace; then ". ./env.sh"'
@@ -29,7 +30,12 @@ setup: $(WORKSPACE)
 $(VENV): requirements.txt requirements-dev.txt requirements-assets.txt scripts/create_venv.sh scripts/prepare_ros_wheels.py
 	@scripts/create_venv.sh
 
-$(WORKSPACE): $(VENV) scripts/build_workspace.sh colcon.meta $(BUILT_FROM)
+$(LIST_OF_LINKED): FORCE
+	@mkdir -p install
+	@find src launch training config -type f -not -path '*/.*' -not -path '*/test/*' -not -name '*.py[co]' | sort >$@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+
+$(WORKSPACE): $(VENV) scripts/build_workspace.sh colcon.meta $(BUILT_FROM) $(LIST_OF_LINKED)
 	@scripts/build_workspace.sh
 
 build: $(VENV)

@@ -11,6 +11,7 @@ export PATH=$venv/bin:$PATH AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv
 
 exec {lock}>.venv/.build_lock # two terminals may run make at the same time
 flock "$lock"
+[ ! -d build ] || find build install -xtype l -delete # links to files that were removed from the sources fail the build
 # --symlink-install: an edited Python or parameter file counts at once, without another build.
 "$venv/bin/colcon" --log-level error build --symlink-install --event-handlers console_direct- \
     --cmake-args -G Ninja -DPython3_EXECUTABLE="$venv/bin/python" --no-warn-unused-cli "$@"
