@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from franka_msgs.action import ErrorRecovery, Grasp, Move
@@ -82,10 +83,14 @@ class Call:
 
 
 class ArmTopics:
-    """Topics and actions of one arm. All but `recover` belong to the ticking thread."""
+    """Topics and actions of one arm. All but `recover` belong to the ticking thread; `warn` has to return at once."""
 
-    def __init__(self, node: ManagedNode, parameters: BridgeParameters, arm: Arm, prefix: str) -> None:
+    def __init__(
+        self, node: ManagedNode, parameters: BridgeParameters, arm: Arm, prefix: str, warn: Callable[[str], None]
+    ) -> None:
         self._node = node
+        self._report = warn
+        self._report_due_s = 0.0
         self._parameters = parameters
         self._arm = arm
         self._name = arm.setup.name
@@ -189,4 +194,7 @@ class ArmTopics:
         return Move.Goal(width=self._parameters.gripper_open_width, speed=self._parameters.gripper_speed)
 
     def _warn(self, text: str) -> None:
-        self._node.get_logger().warning(f"{self._name}: {text}", throttle_duration_sec=LOG_PERIOD_S)
+        now_s = time.monotonic()
+        if now_s >= self._report_due_s:
+            self._report_due_s = now_s + LOG_PERIOD_S
+            self._report(f"{self._name}: {text}")

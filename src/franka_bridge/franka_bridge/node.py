@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -42,6 +43,7 @@ RECOVERED_TIMEOUT_S = 3.0
 NEWS_TIMEOUT_S = 0.5
 POLL_S = 0.02
 LOG_PERIOD_S = 2.0
+MAX_NOTES = 20
 # Python threads give way after 5 ms by default, which is a whole tick.
 SWITCH_INTERVAL_S = 0.0005
 
@@ -58,6 +60,7 @@ class BridgeNode(ManagedNode):
         self._lock = threading.Lock()
         self._recovering = threading.Lock()
         self._loops: list[Worker] = []
+        self._notes: deque[str] = deque(maxlen=MAX_NOTES)
 
     # Lifecycle
 
@@ -69,7 +72,7 @@ class BridgeNode(ManagedNode):
         self._take_priority()
         self._statistics = TickStatistics()
         self._topics = {
-            name: ArmTopics(self, self.p, self._bridge.arms[name], prefix)
+            name: ArmTopics(self, self.p, self._bridge.arms[name], prefix, self._note)
             for name, prefix in zip(self.p.arms, self.p.arm_prefixes, strict=True)
         }
         self._create_interfaces()
@@ -91,6 +94,7 @@ class BridgeNode(ManagedNode):
             time.sleep(POLL_S)
         for loop in self._loops:
             loop.stop()
+        self._publish_statuses()  # the last word is why it stopped
         for topics in self._topics.values():
             topics.close()
 
@@ -157,14 +161,14 @@ class BridgeNode(ManagedNode):
             try:
                 self._bridge.on_chunk(chunk_from(message), self._now_ns())
             except ChunkRefused:
-                self._warn(f"refused {self._bridge.last_refusal}")
+                self._note(f"refused {self._bridge.last_refusal}")
 
     def _on_teleop(self, message: TeleopCommand) -> None:
         with self._lock:
             try:
                 self._bridge.on_teleop(teleop_step_from(message), self._now_ns())
             except RequestRefused as refused:
-                self._warn(f"teleop_command refused: {refused}")
+                self._note(f"teleop_command refused: {refused}")
 
     def _on_task(self, message: String) -> None:
         with self._lock:
@@ -271,9 +275,13 @@ class BridgeNode(ManagedNode):
             targets = self._bridge.advance(now_ns, time.monotonic_ns())
             for topics in self._topics.values():
                 topics.command_hand()
-            statuses = self._statuses(now_ns)
         for target in targets:
             self._topics[target.arm].send(target.pose, target.stamp_ns)
+        self._publish_statuses()
+
+    def _publish_statuses(self) -> None:
+        with self._lock:
+            statuses = self._statuses(self._now_ns())
         for status in statuses:
             self._status.publish(status)
 
@@ -287,30 +295,36 @@ class BridgeNode(ManagedNode):
         for name, arm in self._bridge.arms.items():
             state = (arm.mode, arm.reason, self._bridge.counters["chunks_refused"], self._bridge.last_refusal)
             if due or state != self._published.get(name):
-                self._log_change(name, arm, self._published.get(name))
                 self._published[name] = state
                 statuses.append(status_message(self._bridge, arm, now_ns))
         return statuses
 
-    def _log_change(self, name: str, arm: Arm, before: tuple[Any, ...] | None) -> None:
-        if before is not None and arm.mode == before[0]:
-            return
-        text = f"{name}: {arm.mode.name}: {arm.reason}"
-        if arm.mode in LEVELS:
-            self.get_logger().error(text)
-        else:
-            self.get_logger().info(text)
-
     # What else has to be watched
 
     def _watch_graph(self, stop: threading.Event) -> None:
+        modes: dict[str, Mode] = {}
         while not stop.wait(GRAPH_PERIOD_S):
+            self._log(modes)
             policies = self._policies()
             conflicts = {name: topics.conflict() for name, topics in self._topics.items()}
             with self._lock:
                 self._bridge.on_policies(policies)
                 for name, conflict in conflicts.items():
                     self._bridge.arms[name].on_conflict(conflict)
+
+    def _log(self, modes: dict[str, Mode]) -> None:
+        """Log what was noted and which of `modes` changed. Here, because a line of rclpy's log takes up to 20 ms."""
+        while self._notes:
+            self.get_logger().warning(self._notes.popleft(), throttle_duration_sec=LOG_PERIOD_S)
+        for name, arm in self._bridge.arms.items():
+            if arm.mode is modes.get(name):
+                continue
+            modes[name] = arm.mode
+            text = f"{name}: {arm.mode.name}: {arm.reason}"
+            if arm.mode in LEVELS:
+                self.get_logger().error(text)
+            else:
+                self.get_logger().info(text)
 
     def _policies(self) -> frozenset[bytes]:
         publishers = self.get_publishers_info_by_topic(self._chunks.topic_name)
@@ -335,8 +349,9 @@ class BridgeNode(ManagedNode):
         values = {"mode": arm.mode.name, "target_distance": arm.target_distance, **dict(sorted(arm.counters.items()))}
         return Status(name, LEVELS.get(arm.mode, OK), arm.reason, values)
 
-    def _warn(self, text: str) -> None:
-        self.get_logger().warning(text, throttle_duration_sec=LOG_PERIOD_S)
+    def _note(self, text: str) -> None:
+        """Leave a warning for the log; what came before and is not written yet may be lost, the newest is not."""
+        self._notes.append(text)
 
 
 def main() -> None:
