@@ -62,7 +62,7 @@ def check_names_are_free(domain: int, names: Iterable[str]) -> None:
     from rclpy.node import Node
 
     context = Context()
-    rclpy.init(context=context, domain_id=domain)
+    rclpy.init(args=[], context=context, domain_id=domain)  # our own arguments are not for ROS
     try:
         node = Node("molmoact_domain_check", context=context, enable_rosout=False, start_parameter_services=False)
         deadline = time.monotonic() + DISCOVERY_TIME_S

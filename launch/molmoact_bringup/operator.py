@@ -69,7 +69,7 @@ class Operator:
     def __init__(self, domain: int, use_sim_time: bool, alarm: Callable[[], str | None]) -> None:
         self._alarm = alarm
         self._context = Context()
-        rclpy.init(context=self._context, domain_id=domain)
+        rclpy.init(args=[], context=self._context, domain_id=domain)
         self.node = Node(
             "operator",
             context=self._context,

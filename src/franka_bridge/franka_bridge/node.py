@@ -16,6 +16,7 @@ from molmoact_ros.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, Stat
 from molmoact_ros.node import ConfigurationError, ManagedNode, Worker, run
 from molmoact_ros.qos import LATCHED, qos_profile
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.duration import Duration
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -36,6 +37,8 @@ STATUS_PERIOD_S = 0.05
 GRAPH_PERIOD_S = 0.1
 # An ordinary stop takes a fraction of a second. Longer, and a deactivation hangs.
 STOP_TIMEOUT_S = 2.0
+# A listener on this machine answers within milliseconds; one that was killed never does.
+LAST_WORD_TIMEOUT_S = 0.3
 # Error recovery takes one to three seconds on a robot; then its state has to say so.
 RECOVERY_TIMEOUT_S = 10.0
 RECOVERED_TIMEOUT_S = 3.0
@@ -94,7 +97,8 @@ class BridgeNode(ManagedNode):
             time.sleep(POLL_S)
         for loop in self._loops:
             loop.stop()
-        self._publish_statuses()  # the last word is why it stopped
+        self._publish_statuses()  # the last word is why it stopped: it must not get lost with its publisher
+        self._status.wait_for_all_acked(Duration(seconds=LAST_WORD_TIMEOUT_S))
         for topics in self._topics.values():
             topics.close()
 

@@ -19,6 +19,7 @@ from molmoact_policy.errors import CheckpointError, ReplyError
 from molmoact_policy.node import PolicyNode
 from molmoact_policy.policy import Prediction
 from molmoact_ros.images import array_to_compressed, array_to_image, image_to_array
+from molmoact_ros.node import spin
 from molmoact_ros.qos import LATCHED
 from molmoact_ros.stamps import duration_from_seconds, from_nanoseconds, to_nanoseconds
 from rclpy.action import ActionClient
@@ -109,7 +110,7 @@ class Bench:
         self.executor = MultiThreadedExecutor(num_threads=4, context=self.context)
         self.executor.add_node(self.node)
         self.executor.add_node(self.user)
-        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread = threading.Thread(target=spin, args=(self.executor, self.node), daemon=True)
         self.thread.start()
         self.heard = {
             name: self._listen(kind, name, qos)

@@ -26,7 +26,8 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.action import ActionClient, ActionServer
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidHandle, InvalidParameterTypeException
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
 from rclpy.signals import SignalHandlerOptions
@@ -34,7 +35,9 @@ from rclpy.signals import SignalHandlerOptions
 from molmoact_ros.errors import ConfigurationError
 from molmoact_ros.parameters import ParameterSet
 
-__all__ = ["ConfigurationError", "ManagedNode", "Worker", "run"]
+RCLError = rclpy_implementation.RCLError
+
+__all__ = ["ConfigurationError", "ManagedNode", "Worker", "run", "spin"]
 
 # Enough for a callback that waits (an action) beside those that do not; more threads cost switches, not throughput.
 EXECUTOR_THREADS = 4
@@ -102,6 +105,7 @@ class ManagedNode(LifecycleNode):
         self._started = False
         self._finalized = False
         self.refusal = ""  # why the newest transition failed
+        self.destructions = 0  # how often entities that an executor may be waiting for were destroyed
         try:
             self._declare_autostart()
             self._parameters_set = ParameterSet(self, parameters_type)
@@ -243,6 +247,7 @@ class ManagedNode(LifecycleNode):
             worker.stop()
         self._workers.clear()
         self._logged("tear_down", self.tear_down)
+        self.destructions += 1
         for destroy, entity in self._entities() - self._own_entities:
             destroy(entity)
         self._parameters_set.thaw()
@@ -320,7 +325,7 @@ def run(node_type: Callable[[], ManagedNode], args: list[str] | None = None) -> 
         signal.signal(number, lambda *_: _interrupt(node))
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor, node), name="executor", daemon=True)
+    spinner = threading.Thread(target=spin, args=(executor, node), name="executor", daemon=True)
     spinner.start()
     if node.get_parameter("autostart").value:
         node.autostart()
@@ -344,16 +349,18 @@ def _exit_late() -> None:
     os._exit(1)
 
 
-def _spin(executor: MultiThreadedExecutor, node: ManagedNode) -> None:
+def spin(executor: Executor, node: ManagedNode) -> None:
+    """Spin until the executor or the context is shut down; a callback that raises ends the node with its reason."""
     while True:
+        destructions = node.destructions
         try:
             return executor.spin()
-        except InvalidHandle:
-            # A transition destroyed what was about to be called.
-            continue
         except ExternalShutdownException:
             return node.end("the ROS context was shut down")
         except Exception as error:
+            # What an executor is about to wait for cannot be destroyed without it noticing.
+            if isinstance(error, InvalidHandle) or (isinstance(error, RCLError) and node.destructions != destructions):
+                continue
             return node.fail(f"a callback failed: {_reason(error)}", error)
 
 
