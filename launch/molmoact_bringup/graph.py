@@ -13,6 +13,8 @@ from pathlib import Path
 
 from molmoact_bringup.errors import ConfigurationError
 
+EMBEDDED_CHECKPOINT = "nano"
+
 ParameterValue = bool | int | float | str | list[str]
 
 
@@ -48,7 +50,7 @@ class Deployment:
     """
 
     robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
-    checkpoint: str = _argument("nano", "'nano' or a directory with a checkpoint")
+    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano' or a directory with a checkpoint")
     instruction: str = _argument("", "what to do, in words; empty: wait for set_task or run_task")
     front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
     wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")
@@ -159,9 +161,12 @@ def _with_parameters(node: NodeSpec, **parameters: ParameterValue) -> NodeSpec:
 
 
 def _absolute_if_directory(checkpoint: str) -> str:
-    """Nodes may run in another working directory than the one the argument was typed in."""
+    """Nodes may run in another working directory than the one the argument was typed in.
+
+    'nano' is the embedded checkpoint wherever it is typed; './nano' is a directory.
+    """
     path = Path(checkpoint).expanduser()
-    return str(path.resolve()) if path.is_dir() else checkpoint
+    return str(path.resolve()) if checkpoint != EMBEDDED_CHECKPOINT and path.is_dir() else checkpoint
 
 
 def _parameter_file(config: Path, name: str) -> Path:

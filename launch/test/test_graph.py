@@ -55,7 +55,13 @@ def test_checkpoint_directory_is_made_absolute(config, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     assert nodes(config, "checkpoint:=mine")["policy"].parameters["checkpoint"] == str(tmp_path / "mine")
+
+
+def test_embedded_checkpoint_is_meant_by_its_name_also_beside_a_directory_of_that_name(config, tmp_path, monkeypatch):
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert nodes(config, "checkpoint:=nano")["policy"].parameters["checkpoint"] == "nano"
+    assert nodes(config, "checkpoint:=./nano")["policy"].parameters["checkpoint"] == str(tmp_path / "nano")
 
 
 @pytest.mark.parametrize(

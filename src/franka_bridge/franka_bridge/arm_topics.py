@@ -11,10 +11,11 @@ from franka_msgs.action import ErrorRecovery, Grasp, Move
 from franka_msgs.msg import FrankaRobotState, GraspEpsilon
 from geometry_msgs.msg import PoseStamped
 from molmoact_ros.node import ManagedNode
+from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import qos_profile
 from molmoact_ros.stamps import to_nanoseconds
 from rclpy.action import ActionClient
-from rclpy.callback_groups import CallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.serialization import deserialize_message
 from rclpy.task import Future
 
@@ -35,36 +36,6 @@ HAND_TIMEOUT_S = 10.0
 # Discovery finds a running server within this.
 SERVER_TIMEOUT_S = 1.0
 LOG_PERIOD_S = 2.0
-
-
-class PolledGroup(CallbackGroup):
-    """Subscriptions the executor leaves alone because the tick takes their messages itself.
-
-    What an arm's safety depends on then waits for no other callback, and does not cost a wake-up of the executor per
-    message, which at the robot's 1 kHz would be a whole core.
-    """
-
-    def can_execute(self, entity: Any) -> bool:
-        return False
-
-    def beginning_execution(self, entity: Any) -> bool:
-        return False
-
-    def ending_execution(self, entity: Any) -> None:
-        pass
-
-
-def never_called(message: Any) -> None:
-    """The callback of a subscription in a PolledGroup."""
-
-
-def take_all(subscription: Any) -> list[Any]:
-    """The messages that have come to a subscription in a PolledGroup since the last call, oldest first."""
-    messages = []
-    with subscription.handle:
-        while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
-            messages.append(taken[0])
-    return messages
 
 
 class Call:
@@ -99,21 +70,15 @@ class ArmTopics:
         self._state_due_s = 0.0
         self._hand: Call | None = None
         self._hand_deadline_s = 0.0
-        polled = PolledGroup()
         # Best effort on this side also matches a driver that publishes reliably.
-        self._poses = node.create_subscription(
-            PoseStamped,
-            f"{prefix}current_pose",
-            never_called,
-            qos_profile("best_effort", POSE_DEPTH),
-            callback_group=polled,
+        self._poses = PolledSubscription(
+            node, PoseStamped, f"{prefix}current_pose", qos_profile("best_effort", POSE_DEPTH)
         )
-        self._states = node.create_subscription(
+        self._states = PolledSubscription(
+            node,
             FrankaRobotState,
             f"{prefix}franka_robot_state_broadcaster/robot_state",
-            never_called,
             qos_profile("best_effort", depth=1),
-            callback_group=polled,
             raw=True,
         )
         group = ReentrantCallbackGroup()
@@ -144,7 +109,7 @@ class ArmTopics:
 
     def read(self) -> None:
         """Tell the arm what the robot has said since the last tick."""
-        for message in take_all(self._poses):
+        for message in self._poses.take():
             try:
                 pose = pose_from(message, self._arm.setup.frames.base)
             except ValueError as error:
@@ -155,7 +120,7 @@ class ArmTopics:
         if now_s < self._state_due_s:
             return
         self._state_due_s = now_s + STATE_PERIOD_S
-        for data in take_all(self._states)[-1:]:
+        for data in self._states.take()[-1:]:
             state = deserialize_message(data, FrankaRobotState)
             self._arm.on_robot_state(to_nanoseconds(state.header.stamp), state.robot_mode)
 

@@ -14,6 +14,7 @@ from molmoact_msgs.msg import ActionChunk, BridgeStatus, TeleopCommand
 from molmoact_msgs.srv import SetMode
 from molmoact_ros.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, Status
 from molmoact_ros.node import ConfigurationError, ManagedNode, Worker, run
+from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import LATCHED, qos_profile
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.duration import Duration
@@ -21,7 +22,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from franka_bridge.arbitration import Arm, ArmSetup, Mode
-from franka_bridge.arm_topics import ArmTopics, PolledGroup, never_called, take_all
+from franka_bridge.arm_topics import ArmTopics
 from franka_bridge.bridge import Bridge
 from franka_bridge.chunk import ArmFrames
 from franka_bridge.errors import ChunkRefused, LimitError, RequestRefused
@@ -138,9 +139,7 @@ class BridgeNode(ManagedNode):
     def _create_interfaces(self) -> None:
         self._status = self.create_publisher(BridgeStatus, "bridge_status", qos_profile("reliable", depth=10))
         # An emergency stop waits for no other callback: the tick reads the topic, the service has its own group.
-        self._stops = self.create_subscription(
-            Bool, "emergency_stop", never_called, qos_profile("reliable", depth=10), callback_group=PolledGroup()
-        )
+        self._stops = PolledSubscription(self, Bool, "emergency_stop", qos_profile("reliable", depth=10))
         stop_group, recovery_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         self.create_service(Trigger, "trigger_emergency_stop", self._on_trigger, callback_group=stop_group)
         self.create_service(Trigger, "release_emergency_stop", self._on_release)
@@ -269,7 +268,7 @@ class BridgeNode(ManagedNode):
         run_at_rate(1.0 / self.p.rate, self._tick, stop, self._statistics)
 
     def _tick(self) -> None:
-        stops = take_all(self._stops)
+        stops = self._stops.take()
         with self._lock:
             if any(message.data for message in stops):
                 self._bridge.emergency_stop("topic emergency_stop")

@@ -8,6 +8,7 @@ from franka_msgs.action import ErrorRecovery
 from franka_msgs.msg import FrankaRobotState
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from molmoact_ros.node import ManagedNode
+from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import qos_profile
 from rclpy.action import ActionServer
 from rclpy.action.server import ServerGoalHandle
@@ -25,7 +26,7 @@ WARNING_PERIOD_S = 2.0
 
 
 class ArmInterface:
-    """Topics and actions of one arm. `publish_*` are called from the physics thread, between two steps."""
+    """Topics and actions of one arm. `follow` and `publish_*` are for the physics thread, between two steps."""
 
     def __init__(self, node: ManagedNode, simulation: Simulation, frames: FrameTree, arm: int, name: str) -> None:
         prefix = simulation.arm_prefixes[arm]
@@ -44,14 +45,7 @@ class ArmInterface:
         )
         self._robot_state = messages.RobotStateMessage(self._frame_prefix, flange_to_tcp)
         self._create_publishers(prefix)
-        targets = MutuallyExclusiveCallbackGroup()
-        self._targets = node.create_subscription(
-            PoseStamped,
-            f"{prefix}target_pose",
-            self._on_target,
-            qos_profile("reliable", depth=1),
-            callback_group=targets,
-        )
+        self._targets = PolledSubscription(node, PoseStamped, f"{prefix}target_pose", qos_profile("reliable", depth=1))
         self._gripper = GripperServer(node, simulation, arm, prefix)
         self._recovery = ActionServer(
             node, ErrorRecovery, f"{prefix}action_server/error_recovery", self._recover,
@@ -61,6 +55,15 @@ class ArmInterface:
     def interrupt(self, reason: str) -> None:
         """End a gripper command that is under way."""
         self._gripper.interrupt(reason)
+
+    def forget_targets(self) -> None:
+        """What was sent while nobody followed is void."""
+        self._targets.take()
+
+    def follow(self) -> None:
+        """Hand the newest target to the controller."""
+        for message in self._targets.take():
+            self._on_target(message)
 
     def publish_state(self, stamp: Time) -> None:
         """Pose, twist and robot state."""

@@ -70,6 +70,8 @@ class SimulatorNode(ManagedNode):
             raise ConfigurationError(str(error)) from error
 
     def start(self) -> None:
+        for arm in self._arms:
+            arm.forget_targets()
         self._pacer = Pacer(self.p.real_time_factor, TIMESTEP_S)
         self._physics = self.spawn("physics", self._run_physics)
 
@@ -156,6 +158,8 @@ class SimulatorNode(ManagedNode):
     def _run_physics(self, stop: threading.Event) -> None:
         schedule = self._schedule()
         while not stop.is_set():
+            for arm in self._arms:
+                arm.follow()
             for _ in range(self._pacer.steps_due(time.monotonic())):
                 self._simulation.step()
                 self._publish_due(schedule)
@@ -163,19 +167,30 @@ class SimulatorNode(ManagedNode):
 
     def _schedule(self) -> list[tuple[Periodic, Callable[[Time], None]]]:
         """What is published when, in this order when several things are due at one moment."""
-        events: list[tuple[float, Callable[[Time], None]]] = []
+        events: list[tuple[float, float, Callable[[Time], None]]] = []  # rate, phase
         if self._clock_publisher is not None:
-            events.append((self.p.clock_rate, self._publish_clock))
+            events.append((self.p.clock_rate, 0.0, self._publish_clock))
         events += [
-            *((self.p.state_rate, arm.publish_state) for arm in self._arms),
-            *((self.p.joint_state_rate, arm.publish_joints) for arm in self._arms),
-            *((self.p.gripper_state_rate, arm.publish_fingers) for arm in self._arms),
-            (self.p.joint_state_rate, self._publish_transforms),
-            *((camera.settings.rate, self._offer_to(camera)) for camera in self._cameras),
-            (STATUS_RATE_HZ, self._publish_status),
+            *((self.p.state_rate, 0.0, arm.publish_state) for arm in self._arms),
+            *((self.p.joint_state_rate, 0.0, arm.publish_joints) for arm in self._arms),
+            *((self.p.gripper_state_rate, 0.0, arm.publish_fingers) for arm in self._arms),
+            (self.p.joint_state_rate, 0.0, self._publish_transforms),
+            *self._camera_events(),
+            (STATUS_RATE_HZ, 0.0, self._publish_status),
         ]
         now = self._steps()
-        return [(Periodic(rate, TIMESTEP_S, now), publish) for rate, publish in events]
+        return [(Periodic(rate, TIMESTEP_S, now, phase), publish) for rate, phase, publish in events]
+
+    def _camera_events(self) -> list[tuple[float, float, Callable[[Time], None]]]:
+        """Cameras take turns within a period, as free-running ones do: no two pictures are rendered at once.
+
+        The pause after a round is longer than those in it, so that the pictures closest to each other are of one round.
+        """
+        turns = len(self._cameras) + 1
+        return [
+            (camera.settings.rate, 1.0 - index / turns, self._offer_to(camera))
+            for index, camera in enumerate(self._cameras)
+        ]
 
     def _publish_due(self, schedule: list[tuple[Periodic, Callable[[Time], None]]]) -> None:
         steps = self._steps()

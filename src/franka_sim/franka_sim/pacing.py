@@ -57,10 +57,14 @@ class Pacer:
 
 
 class Periodic:
-    """An event at `rate` per simulated second, on the grid of the physics steps and without drift."""
+    """An event at `rate` per simulated second, on the grid of the physics steps and without drift.
 
-    def __init__(self, rate: float, step: float, now: int) -> None:
+    It comes `phase` periods (0 to 1) before that of another event at the same rate.
+    """
+
+    def __init__(self, rate: float, step: float, now: int, phase: float = 0.0) -> None:
         self._events_per_step = rate * step
+        self._phase = phase
         self._count = self._events_until(now)
 
     def take(self, now: int) -> bool:
@@ -72,4 +76,4 @@ class Periodic:
 
     def _events_until(self, step: int) -> int:
         # The margin keeps an event that falls on a step from slipping to the next one by rounding.
-        return math.floor(step * self._events_per_step + 1e-9)
+        return math.floor(step * self._events_per_step + self._phase + 1e-9)

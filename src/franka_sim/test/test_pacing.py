@@ -47,3 +47,14 @@ def test_events_that_were_slept_over_are_one():
     event = Periodic(30.0, STEP, 0)
     assert event.take(1000)
     assert not event.take(1001)
+
+
+@given(st.floats(0.5, 100.0), st.integers(0, 10_000))
+def test_an_event_with_a_phase_comes_that_part_of_a_period_earlier(rate, start):
+    first, early = Periodic(rate, STEP, start), Periodic(rate, STEP, start, phase=0.25)
+    steps = range(start + 1, start + 10_001)
+    times = [step for step in steps if first.take(step)]
+    early_times = [step for step in steps if early.take(step)]
+    period = 1.0 / (rate * STEP)
+    ahead = [min(time - other for other in early_times if other <= time) for time in times[1:]]
+    assert ahead == pytest.approx([0.25 * period] * len(ahead), abs=1.001)

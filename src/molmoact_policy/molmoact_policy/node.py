@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -59,6 +60,9 @@ class PolicyParameters:
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter("auto", "torch device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = parameter("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
+    inference_niceness: int = parameter(
+        0, "on a CPU shared with a simulator: how far inference stands back for everything else", minimum=0, maximum=19
+    )
     action_rows: int = parameter(
         0, "rows of a complete reply; another number is refused; 0: any", minimum=0, maximum=1000
     )
@@ -145,7 +149,7 @@ class PolicyNode(ManagedNode):
         self._goal_free = threading.Event()
         self._goal_free.set()
         self._diagnostics = DiagnosticsPublisher(self, self._report)
-        self.spawn("inference", self._runner.run)
+        self.spawn("inference", self._infer)
 
     def start(self) -> None:
         self._tasks.open()
@@ -316,6 +320,10 @@ class PolicyNode(ManagedNode):
                 told = task.sequence
                 elapsed = duration_from_nanoseconds(max(0, self._now() - task.claimed))
                 goal.publish_feedback(RunTask.Feedback(sequence=told, elapsed=elapsed))
+
+    def _infer(self, stop: threading.Event) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.p.inference_niceness)
+        self._runner.run(stop)
 
     # What the runner calls, from the worker's thread
 
