@@ -12,11 +12,14 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rclpy
 from geometry_msgs.msg import PoseStamped
 from molmoact_bringup.analysis import distribution
 from molmoact_bringup.domain import choose_domain, private_domains
@@ -28,6 +31,8 @@ from molmoact_bringup.supervisor import interrupted_by_signals
 from molmoact_msgs.msg import ActionChunk, Reasoning
 from molmoact_ros.qos import qos_profile
 from molmoact_ros.stamps import duration_to_nanoseconds, to_nanoseconds
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -39,23 +44,15 @@ LONGEST_TICK_MS = 1000.0
 
 
 class Observer:
-    """Collects stamps and times of receipt, in ns."""
+    """Collects stamps and times of receipt, in ns. `node` hears what the bridge hears, and no picture before it."""
 
     def __init__(self, node: Node) -> None:
         self.chunks: dict[int, tuple[int, int]] = {}  # sequence -> observation, receipt
         self.model: dict[int, int] = {}  # sequence -> duration
         self.targets: list[int] = []  # publication
-        self.frames: dict[str, dict[str, set[int]]] = {camera: {"info": set(), "image": set()} for camera in CAMERAS}
         node.create_subscription(ActionChunk, "action_chunk", self._on_chunk, DEPTH)
         node.create_subscription(Reasoning, "reasoning", self._on_reasoning, DEPTH)
         node.create_subscription(PoseStamped, "target_pose", self._on_target, DEPTH, raw=True)
-        reliable = qos_profile("reliable", DEPTH)
-        for camera, stamps in self.frames.items():
-            topic = f"camera/{camera}/color"
-            node.create_subscription(CameraInfo, f"{topic}/camera_info", _stamp_collector(stamps["info"]), reliable)
-            node.create_subscription(
-                Image, f"{topic}/image_raw", _raw_stamp_collector(stamps["image"]), reliable, raw=True
-            )
 
     def _on_chunk(self, message: ActionChunk, info: dict[str, int]) -> None:
         self.chunks[message.sequence] = (to_nanoseconds(message.observation_stamp), info["received_timestamp"])
@@ -65,6 +62,32 @@ class Observer:
 
     def _on_target(self, _message: bytes, info: dict[str, int]) -> None:
         self.targets.append(info["source_timestamp"])
+
+
+class FrameObserver:
+    """Collects the stamps of frames, in ns. A participant of its own, for its pictures not to delay what is timed."""
+
+    def __init__(self, domain: int) -> None:
+        self.frames: dict[str, dict[str, set[int]]] = {camera: {"info": set(), "image": set()} for camera in CAMERAS}
+        self._context = Context()
+        rclpy.init(args=[], context=self._context, domain_id=domain)
+        self._node = Node("frame_observer", context=self._context)
+        reliable = qos_profile("reliable", DEPTH)
+        for camera, stamps in self.frames.items():
+            topic = f"camera/{camera}/color"
+            info, image = _stamp_collector(stamps["info"]), _raw_stamp_collector(stamps["image"])
+            self._node.create_subscription(CameraInfo, f"{topic}/camera_info", info, reliable)
+            self._node.create_subscription(Image, f"{topic}/image_raw", image, reliable, raw=True)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._thread.join()
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context)
 
 
 def _stamp_collector(stamps: set[int]) -> Callable[[CameraInfo], None]:
@@ -112,14 +135,15 @@ def measure(checkpoint: str, episodes: int, seconds: float, log: Path) -> dict[s
             operator.wait_until_ready()
             rate = operator.parameters_of("franka_bridge")["rate"]
             observer = Observer(operator.node)
-            for seed in range(episodes):
-                print(operator.run_episode("pick", seed, seconds), flush=True)
+            with closing(FrameObserver(domain)) as cameras:
+                for seed in range(episodes):
+                    print(operator.run_episode("pick", seed, seconds), flush=True)
         finally:
             operator.close()
-    return results(observer, rate)
+    return results(observer, cameras.frames, rate)
 
 
-def results(observer: Observer, tick_rate: float) -> dict[str, Any]:
+def results(observer: Observer, frames: dict[str, dict[str, set[int]]], tick_rate: float) -> dict[str, Any]:
     """What was measured, in ms."""
     total = {sequence: (received - observed) / 1e6 for sequence, (observed, received) in observer.chunks.items()}
     ticks = np.diff(observer.targets) / 1e6
@@ -130,7 +154,7 @@ def results(observer: Observer, tick_rate: float) -> dict[str, Any]:
         ),
         "model_ms": distribution([value / 1e6 for value in observer.model.values()]),
         "bridge_tick_ms": {"nominal": 1e3 / tick_rate, **distribution(ticks[ticks < LONGEST_TICK_MS].tolist())},
-        "frames": {camera: frame_losses(stamps) for camera, stamps in observer.frames.items()},
+        "frames": {camera: frame_losses(stamps) for camera, stamps in frames.items()},
         "machine": {"cpus": os.cpu_count(), "load_average": os.getloadavg()},
     }
 

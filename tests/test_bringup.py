@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from action_msgs.msg import GoalStatus
@@ -85,7 +86,9 @@ def test_camera_that_stops_ends_the_task_by_its_name(processes, ros_node):
     nano_checkpoint()
     graph = nodes_of_the_graph()
     start_node(processes, graph["franka_sim"])
-    start_node(processes, graph["policy"], {"camera/wrist/color/image_raw": "relay/wrist"})
+    patient = {**graph["policy"].parameters, "max_bad_replies": 1000}  # the camera shall end the task, nothing else
+    policy = replace(graph["policy"], parameters=patient)
+    start_node(processes, policy, {"camera/wrist/color/image_raw": "relay/wrist"})
     relay = ros_node.create_publisher(Image, "relay/wrist", 10)
     wrist = ros_node.create_subscription(
         Image, "camera/wrist/color/image_raw", relay.publish, qos_profile_sensor_data, raw=True
