@@ -19,7 +19,7 @@ help:
 	@echo 'make demo     simulated episodes through the whole ROS graph, results in runs/'
 	@echo '              EPISODES=10  SEED=first seed  TASK=pick|place|push'
 	@echo 'make test     lint, types and every test'
-	@echo 'make nano     train the embedded checkpoint again, into data/nano (about two hours on two cores)'
+	@echo 'make nano     train the embedded checkpoint again, into data/nano (about an hour on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
 	@echo 'make clean    remove the build, keep the virtual environment'

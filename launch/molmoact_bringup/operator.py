@@ -141,9 +141,10 @@ class Operator:
 
         outcome, reason = self._wait(verdict, float("inf"), "the episode to end")
         duration_s, wall_duration_s = (self._now_ns() - start_ns) / 1e9, time.monotonic() - start_s
+        cancellation = None if result.done() else goal.cancel_goal_async()
         self.hold()
-        if not result.done():
-            self._finish(goal.cancel_goal_async(), "the policy to accept the cancellation")
+        if cancellation is not None:
+            self._finish(cancellation, "the policy to accept the cancellation")
         chunks = self._finish(result, "the policy to end its task").result.chunks
         return Episode(seed, instruction, outcome, reason, duration_s, wall_duration_s, chunks)
 
