@@ -26,7 +26,7 @@ def summary_of(out: Path) -> dict:
 
 def test_episode_leaves_a_summary_a_bag_and_a_video(processes, tmp_path):
     nano_checkpoint()
-    demo = start_demo(processes, tmp_path / "run", "--episodes", "1", "--seed", "4000", "--timeout", "8")
+    demo = start_demo(processes, tmp_path / "run", "--episodes", "1", "--seed", "4000", "--timeout", "20")
     assert demo.wait(START_TIMEOUT_S) == 0, demo.output
     assert "1/1" in demo.output and "seed 4000" in demo.output
 

@@ -138,7 +138,8 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
     )
     if deployment.use_sim_time == "true":
         simulator = _with_parameters(simulator, publish_clock=True)
-        bridge = _with_parameters(bridge, use_sim_time=True)
+        # Simulated time waits for whoever is late: nothing has to run before it.
+        bridge = _with_parameters(bridge, use_sim_time=True, realtime_priority=0)
         policy = _with_parameters(policy, use_sim_time=True)
     return simulator, bridge, policy
 

@@ -105,7 +105,8 @@ class ManagedNode(LifecycleNode):
         self._started = False
         self._finalized = False
         self.refusal = ""  # why the newest transition failed
-        self.destructions = 0  # how often entities that an executor may be waiting for were destroyed
+        # What an executor has to know: whether entities it may wait for are being destroyed, and how often they were.
+        self.destroying, self.destructions = False, 0
         try:
             self._declare_autostart()
             self._parameters_set = ParameterSet(self, parameters_type)
@@ -247,9 +248,11 @@ class ManagedNode(LifecycleNode):
             worker.stop()
         self._workers.clear()
         self._logged("tear_down", self.tear_down)
-        self.destructions += 1
+        self.destroying = True
         for destroy, entity in self._entities() - self._own_entities:
             destroy(entity)
+        self.destructions += 1
+        self.destroying = False
         self._parameters_set.thaw()
 
     def _entities(self) -> set[tuple[Callable[[Any], object], Any]]:
@@ -359,7 +362,8 @@ def spin(executor: Executor, node: ManagedNode) -> None:
             return node.end("the ROS context was shut down")
         except Exception as error:
             # What an executor is about to wait for cannot be destroyed without it noticing.
-            if isinstance(error, InvalidHandle) or (isinstance(error, RCLError) and node.destructions != destructions):
+            destroyed = node.destroying or node.destructions != destructions
+            if isinstance(error, InvalidHandle) or (isinstance(error, RCLError) and destroyed):
                 continue
             return node.fail(f"a callback failed: {_reason(error)}", error)
 
