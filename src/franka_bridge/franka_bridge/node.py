@@ -16,8 +16,10 @@ from molmoact_ros.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, Stat
 from molmoact_ros.node import ConfigurationError, ManagedNode, Worker, run
 from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import LATCHED, qos_profile
+from molmoact_ros.stamps import to_nanoseconds
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.duration import Duration
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -138,6 +140,8 @@ class BridgeNode(ManagedNode):
 
     def _create_interfaces(self) -> None:
         self._status = self.create_publisher(BridgeStatus, "bridge_status", qos_profile("reliable", depth=10))
+        self._simulated_time = PolledSubscription(self, Clock, "/clock", qos_profile("best_effort"))
+        self._simulated_ns = 0  # before it has begun
         # An emergency stop waits for no other callback: the tick reads the topic, the service has its own group.
         self._stops = PolledSubscription(self, Bool, "emergency_stop", qos_profile("reliable", depth=10))
         stop_group, recovery_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
@@ -154,7 +158,9 @@ class BridgeNode(ManagedNode):
     # What comes in
 
     def _now_ns(self) -> int:
-        return self.get_clock().now().nanoseconds
+        """The node's time. Simulated time is read by the tick, as are the poses it is compared with: none is late."""
+        clock = self.get_clock()
+        return self._simulated_ns if clock.ros_time_is_active else clock.now().nanoseconds
 
     def _on_chunk(self, message: ActionChunk) -> None:
         # A policy that was started again may have been quicker than the watch on the graph.
@@ -268,6 +274,8 @@ class BridgeNode(ManagedNode):
         run_at_rate(1.0 / self.p.rate, self._tick, stop, self._statistics)
 
     def _tick(self) -> None:
+        for message in self._simulated_time.take():
+            self._simulated_ns = to_nanoseconds(message.clock)
         stops = self._stops.take()
         with self._lock:
             if any(message.data for message in stops):
