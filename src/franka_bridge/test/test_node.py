@@ -24,6 +24,7 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -264,6 +265,32 @@ def robot(graph, bridge) -> FakeRobot:
     robot = graph.spin(FakeRobot(graph.namespace))
     robot.until(lambda: robot.statuses and robot.targets, "status and targets")
     return robot
+
+
+def test_simulated_time_and_the_robot_are_heard_while_no_callback_runs(graph):
+    listener = graph.spin(Node("listener", namespace=graph.namespace))
+    targets: list[PoseStamped] = []
+    listener.create_subscription(PoseStamped, "target_pose", targets.append, 10)
+    clock, poses = (
+        listener.create_publisher(*topic, 10) for topic in ((Clock, "/clock"), (PoseStamped, "current_pose"))
+    )
+    simulated = Parameter("use_sim_time", value=True)
+    bridge = BridgeNode(namespace=graph.namespace, parameter_overrides=[*parameters(), simulated])  # has no executor
+    assert bridge.trigger_configure().name == "SUCCESS"
+    assert bridge.trigger_activate().name == "SUCCESS"
+    now_ns, deadline = 10**9, time.monotonic() + TIMEOUT_S
+    while not (targets and to_nanoseconds(targets[-1].header.stamp) > 2 * 10**9):
+        assert time.monotonic() < deadline, targets[-1:]
+        now_ns += 10**7
+        pose = PoseStamped()
+        pose.header.stamp, pose.header.frame_id = from_nanoseconds(now_ns), "fr3_link0"
+        pose.pose.position.x, pose.pose.position.z, pose.pose.orientation.x = 0.45, 0.3, 1.0
+        clock.publish(Clock(clock=pose.header.stamp))
+        poses.publish(pose)
+        time.sleep(POLL_S)
+    bridge.trigger_deactivate()
+    bridge.trigger_shutdown()
+    bridge.destroy_node()
 
 
 def test_chunk_moves_the_arm_by_the_sum_of_its_rows_within_the_limits(robot):
