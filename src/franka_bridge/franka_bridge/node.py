@@ -274,14 +274,15 @@ class BridgeNode(ManagedNode):
         run_at_rate(1.0 / self.p.rate, self._tick, stop, self._statistics)
 
     def _tick(self) -> None:
-        for message in self._simulated_time.take():
-            self._simulated_ns = to_nanoseconds(message.clock)
         stops = self._stops.take()
         with self._lock:
             if any(message.data for message in stops):
                 self._bridge.emergency_stop("topic emergency_stop")
             for topics in self._topics.values():
                 topics.read()
+            # After the poses, which are not newer than it, however long this thread had to wait before it read them.
+            for message in self._simulated_time.take():
+                self._simulated_ns = to_nanoseconds(message.clock)
             now_ns = self._now_ns()
             targets = self._bridge.advance(now_ns, time.monotonic_ns())
             for topics in self._topics.values():
