@@ -93,6 +93,8 @@ def _update(scene: _Scene, topic: str, message: Any) -> None:
     elif topic == "/bridge_status":
         scene.status = f"{MODES[message.mode]}: {message.reason}" if message.reason else MODES[message.mode]
     else:
+        if message.seed != scene.seed:  # what was thought of another scene
+            scene.trace, scene.depth = None, None
         scene.seed, scene.success = message.seed, message.success
 
 
