@@ -14,15 +14,22 @@ DISCOVERY_TIME_S = 1.0
 # Above 101 a domain's ports overlap those that Linux hands out by itself.
 LAST_DOMAIN = 101
 
-# DDSI-RTPS 2.5, 9.6.2: the discovery port of a domain's first participant.
-_PORT_BASE, _DOMAIN_GAIN, _FIRST_PARTICIPANT = 7400, 250, 10
+# DDSI-RTPS 2.5, 9.6.2: the discovery ports of a domain's participants. The first ones may have left, or numbered
+# themselves from where another domain of their process ends.
+_PORT_BASE, _DOMAIN_GAIN, _FIRST_PARTICIPANT, _PARTICIPANT_GAIN = 7400, 250, 10, 2
+PROBED_PARTICIPANTS = 20
 
 
 def is_free(domain: int) -> bool:
-    """Whether no DDS participant on this machine has taken the first discovery port of `domain`."""
+    """Whether no DDS participant on this machine has taken one of the first discovery ports of `domain`."""
+    first = _PORT_BASE + _DOMAIN_GAIN * domain + _FIRST_PARTICIPANT
+    return all(_is_unbound(first + _PARTICIPANT_GAIN * participant) for participant in range(PROBED_PARTICIPANTS))
+
+
+def _is_unbound(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind(("", _PORT_BASE + _DOMAIN_GAIN * domain + _FIRST_PARTICIPANT))
+            probe.bind(("", port))
         except OSError:
             return False
     return True

@@ -27,6 +27,13 @@ def test_domain_of_a_running_node_is_not_free(participant):
     assert choose_domain({}, [participant, *private_domains()]) != participant
 
 
+def test_domain_whose_first_participant_has_left_is_not_free():
+    domain = choose_domain({}, private_domains())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second_participant:
+        second_participant.bind(("", 7400 + 250 * domain + 12))
+        assert not is_free(domain)
+
+
 def test_node_with_one_of_our_names_is_reported_before_anything_starts(participant):
     with pytest.raises(DomainBusyError, match=f"ROS domain {participant} already has /franka_sim: stop that system"):
         check_names_are_free(participant, ["/policy", "/franka_sim"])
