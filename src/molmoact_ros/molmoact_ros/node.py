@@ -35,9 +35,9 @@ from rclpy.signals import SignalHandlerOptions
 from molmoact_ros.errors import ConfigurationError
 from molmoact_ros.parameters import ParameterSet
 
-RCLError = rclpy_implementation.RCLError
-
 __all__ = ["ConfigurationError", "ManagedNode", "Worker", "run", "spin"]
+
+RCLError = rclpy_implementation.RCLError
 
 # Enough for a callback that waits (an action) beside those that do not; more threads cost switches, not throughput.
 EXECUTOR_THREADS = 4
