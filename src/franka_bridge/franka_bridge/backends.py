@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from geometry_msgs.msg import PoseStamped
-from rclpy.event_handler import PublisherEventCallbacks
 
 from franka_bridge.messages import pose_message
 from franka_bridge.poses import Pose
@@ -34,13 +33,7 @@ class CrispBackend:
     def __init__(self, node: Any, prefix: str, base_frame: str) -> None:
         self._node = node
         self._frame = base_frame
-        # The default event callbacks are waited for by the executor, which fails when `close` destroys the publisher.
-        self._publisher = node.create_publisher(
-            PoseStamped,
-            f"{prefix}target_pose",
-            1,
-            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
-        )
+        self._publisher = node.create_publisher(PoseStamped, f"{prefix}target_pose", 1)
 
     def send(self, pose: Pose, stamp_ns: int) -> None:
         self._publisher.publish(pose_message(pose, self._frame, stamp_ns))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from molmoact_ros.diagnostics import OK, WARN, DiagnosticsPublisher, LatencyMete
 from molmoact_ros.images import ImageError, array_to_image, compressed_to_array, image_to_array
 from molmoact_ros.node import ConfigurationError, ManagedNode, run
 from molmoact_ros.parameters import parameter
+from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import LATCHED, RELIABILITIES, qos_profile
 from molmoact_ros.stamps import (
     duration_from_nanoseconds,
@@ -29,7 +29,7 @@ from molmoact_ros.stamps import (
 from numpy.typing import NDArray
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
@@ -45,6 +45,8 @@ from molmoact_policy.trace import draw_trace
 NANO = "nano"
 # A camera at 30 Hz may be half a second behind before one of its frames is lost.
 IMAGE_DEPTH = 15
+# A look at the cameras takes microseconds; for every image rclpy's executor would take 3 ms of the CPU.
+IMAGE_POLL_S = 0.002
 # How soon a running goal notices its cancellation or the end of its time, s of real time.
 GOAL_POLL_S = 0.05
 # A goal ends within two polls of its task; longer means the executor is stuck, and the node stops without it.
@@ -60,9 +62,6 @@ class PolicyParameters:
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter("auto", "torch device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = parameter("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
-    inference_niceness: int = parameter(
-        0, "on a CPU shared with a simulator: how far inference stands back for everything else", minimum=0, maximum=19
-    )
     action_rows: int = parameter(
         0, "rows of a complete reply; another number is refused; 0: any", minimum=0, maximum=1000
     )
@@ -149,7 +148,8 @@ class PolicyNode(ManagedNode):
         self._goal_free = threading.Event()
         self._goal_free.set()
         self._diagnostics = DiagnosticsPublisher(self, self._report)
-        self.spawn("inference", self._infer)
+        self.spawn("cameras", self._watch_cameras)
+        self.spawn("inference", self._runner.run)
 
     def start(self) -> None:
         self._tasks.open()
@@ -230,15 +230,12 @@ class PolicyNode(ManagedNode):
         compressed = self.p.image_transport == "compressed"
         self._to_array = compressed_to_array if compressed else image_to_array
         qos = qos_profile(self.p.image_reliability, IMAGE_DEPTH)
-        group = MutuallyExclusiveCallbackGroup()  # images shall wait for no service, and no service for images
-        for camera, topic in zip(self.p.cameras, self.p.camera_topics, strict=True):
-            self.create_subscription(
-                CompressedImage if compressed else Image,
-                f"{topic}/compressed" if compressed else topic,
-                lambda message, camera=camera: self._on_image(camera, message),
-                qos,
-                callback_group=group,
+        self._images = {
+            camera: PolledSubscription(
+                self, CompressedImage if compressed else Image, f"{topic}/compressed" if compressed else topic, qos
             )
+            for camera, topic in zip(self.p.cameras, self.p.camera_topics, strict=True)
+        }
 
     def _serve(self) -> None:
         self.create_service(SetTask, "set_task", self._on_set_task)
@@ -252,13 +249,21 @@ class PolicyNode(ManagedNode):
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
 
-    # Callbacks
+    # Images
+
+    def _watch_cameras(self, stop: threading.Event) -> None:
+        while not stop.wait(IMAGE_POLL_S):
+            for camera, images in self._images.items():
+                for message in images.take():
+                    self._on_image(camera, message)
 
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
         stamp = to_nanoseconds(message.header.stamp)
         self._frames.add(camera, stamp, message)
         self._image_rates[camera].tick(stamp / SECOND)
         self._runner.wake()
+
+    # Callbacks
 
     def _on_set_task(self, request: SetTask.Request, response: SetTask.Response) -> SetTask.Response:
         def set_task() -> str:
@@ -321,11 +326,7 @@ class PolicyNode(ManagedNode):
                 elapsed = duration_from_nanoseconds(max(0, self._now() - task.claimed))
                 goal.publish_feedback(RunTask.Feedback(sequence=told, elapsed=elapsed))
 
-    def _infer(self, stop: threading.Event) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.p.inference_niceness)
-        self._runner.run(stop)
-
-    # What the runner calls, from the worker's thread
+    # What the runner calls, from its thread
 
     def _decode(self, frames: Sequence[Frame]) -> list[NDArray[np.uint8]]:
         self._image_frame_id = frames[0].message.header.frame_id

@@ -13,6 +13,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from molmoact_ros.matching import mismatches
+
 OK = DiagnosticStatus.OK
 WARN = DiagnosticStatus.WARN
 ERROR = DiagnosticStatus.ERROR
@@ -85,19 +87,31 @@ class LatencyMeter:
 
 
 class DiagnosticsPublisher:
-    """Publishes what `collect()` returns, on /diagnostics, once a period of real time and whenever asked."""
+    """Publishes what `collect()` returns, on /diagnostics, once a period of real time and whenever asked.
+
+    A peer that the node cannot exchange messages with is added as status "connections", and logged when it appears.
+    """
 
     def __init__(self, node: Node, collect: Callable[[], list[Status]], period_s: float = 1.0) -> None:
         self._node = node
         self._collect = collect
+        self._mismatches: list[str] = []
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Not the node's clock: a report is due also while simulated time stands still.
         node.create_timer(period_s, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def publish(self) -> None:
-        message = DiagnosticArray(status=[self._status(status) for status in self._collect()])
+        statuses = [*self._collect(), *self._connections()]
+        message = DiagnosticArray(status=[self._status(status) for status in statuses])
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
+
+    def _connections(self) -> list[Status]:
+        known, self._mismatches = self._mismatches, mismatches(self._node)
+        for mismatch in self._mismatches:
+            if mismatch not in known:
+                self._node.get_logger().warning(mismatch)
+        return [Status("connections", WARN, "; ".join(self._mismatches))] if self._mismatches else []
 
     def _status(self, status: Status) -> DiagnosticStatus:
         name = self._node.get_fully_qualified_name().lstrip("/")

@@ -25,12 +25,15 @@ from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.action import ActionClient, ActionServer
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.exceptions import InvalidHandle, InvalidParameterTypeException
 from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
+from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 
 from molmoact_ros.errors import ConfigurationError
 from molmoact_ros.parameters import ParameterSet
@@ -129,6 +132,23 @@ class ManagedNode(LifecycleNode):
         """Undo `set_up`, also a half-built one. Publishers, subscriptions, services and timers go by themselves."""
 
     # What a node may use.
+
+    def create_subscription(self, *args: Any, **kwargs: Any) -> Subscription:
+        """As rclpy's, without handlers for middleware events; molmoact_ros.matching finds what they would tell.
+
+        A handler waits on a condition that is also true while messages wait to be taken. From the arrival of a message
+        until its callback has the interpreter's lock the executor then spins, and spinning it lets nobody have that
+        lock: the bridge stood still for 50 to 100 ms at every chunk.
+        """
+        return super().create_subscription(
+            *args, event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False), **kwargs
+        )
+
+    def create_publisher(self, *args: Any, **kwargs: Any) -> Publisher:
+        """As rclpy's, without handlers for middleware events, all of which the executor would have to wait for."""
+        return super().create_publisher(
+            *args, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False), **kwargs
+        )
 
     @property
     def active(self) -> bool:

@@ -13,8 +13,10 @@ import pytest
 import rclpy
 from molmoact_ros.errors import ConfigurationError
 from rclpy.context import Context
+from rclpy.event_handler import EventHandler
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from std_msgs.msg import String
 
 TIMEOUT_S = 60
 EXAMPLE = Path(__file__).with_name("example_node.py")
@@ -166,6 +168,13 @@ def test_first_reason_to_end_is_the_one_that_is_repeated(make_node):
     node.end("interrupted by the operator")
     node.trigger_deactivate()
     assert node.events[-1] == "stop: no robot state for 0.12 s"
+
+
+def test_executor_waits_for_no_middleware_event_of_a_topic(make_node):
+    node = make_node()
+    node.create_subscription(String, "instruction", print, 1)
+    node.create_publisher(String, "instruction", 1)
+    assert not [waitable for waitable in node.waitables if isinstance(waitable, EventHandler)]
 
 
 def test_parameters_cannot_change_while_the_node_is_configured(make_node):
