@@ -15,6 +15,7 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     packages=find_packages(exclude=["test"]),
+    package_data={PACKAGE: ["qwen2_vocabulary.txt.xz"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
@@ -26,5 +27,8 @@ setup(
     maintainer_email="maintainers@molmoact-ros.org",
     description="An action reasoning model as a ROS 2 policy: images and an instruction in; chunks of actions out.",
     license="Apache-2.0",
-    entry_points={"console_scripts": ["policy = molmoact_policy.node:main"]},
+    entry_points={
+        "console_scripts": ["policy = molmoact_policy.node:main"],
+        "molmoact.commands": ["predict = molmoact_policy.predict:main", "checkpoint = molmoact_policy.inspection:main"],
+    },
 )

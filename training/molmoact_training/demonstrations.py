@@ -21,8 +21,8 @@ from franka_sim.operator import CLOSED, SceneView, ScriptedOperator, Step
 from franka_sim.posing import PosedScene
 from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
+from molmoact_policy.embodiment import resize_image
 from molmoact_policy.images import ImageProcessor
-from molmoact_policy.policy import resize_image
 from molmoact_policy.trace import draw_trace
 from PIL import Image
 from scipy.spatial.transform import Rotation

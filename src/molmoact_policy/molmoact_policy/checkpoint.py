@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import GenerationConfig
 
 from molmoact_policy.config import MolmoActConfig
 from molmoact_policy.errors import CheckpointError
@@ -28,7 +30,10 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+PICKLES = ("pytorch_model*.bin", "model*.pt", "*.ckpt", "*.distcp")
 NAMES_SHOWN = 5
+# How much of a file is read through one mapping: pages of a mapping count as memory until it is closed.
+MAPPED_BYTES = 1 << 30
 
 # The training code's keys ("transformer.*", nothing below self_attn or mlp) -> the released ones.
 TRAINING_KEYS = (
@@ -50,7 +55,15 @@ def locate(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"checkpoint {str(name)!r}: no such directory, and not in the local hub cache") from error
+        raise CheckpointError(f"checkpoint {str(name)!r}: {_whereabouts(name, error)}") from error
+
+
+def _whereabouts(name: str | Path, error: Exception) -> str:
+    if isinstance(error, HFValidationError):
+        return "no such directory, nor the name of a hub repository"
+    if isinstance(error, IncompleteSnapshotError):
+        return f"only a part of it is in the local hub cache; try: hf download {name}"
+    return f"no such directory, and not in the local hub cache; try: hf download {name}"
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -82,34 +95,84 @@ def read_config(directory: Path) -> MolmoActConfig:
         raise CheckpointError(f"{directory / CONFIG}: {error}") from error
 
 
+def read_generation_config(directory: Path) -> GenerationConfig | None:
+    """generation_config.json, if there is one. Raises CheckpointError when it is not readable."""
+    if not (directory / GENERATION_CONFIG).is_file():
+        return None
+    content = read_json(directory, GENERATION_CONFIG)
+    try:
+        return GenerationConfig.from_dict(content)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / GENERATION_CONFIG}: {error}") from error
+
+
+def float_dtype(name: torch.dtype | str) -> torch.dtype:
+    """ "float32", "bfloat16" or "float16" as torch's. Raises ValueError for any other."""
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES.values()}
+    if name in known.values():
+        return name
+    if name not in known:
+        raise ValueError(f"dtype is {name!r} ({', '.join(known)})")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is and what its file's header says about it."""
+
+    file: Path
+    key: str  # in that file
+    shape: list[int]
+    dtype: str  # safetensors' name
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * FLOAT_DTYPES[self.dtype].itemsize
+
+
+def scan(directory: Path) -> dict[str, StoredTensor]:
+    """What a checkpoint holds by official key, from the headers of its weight files; no tensor is read.
+
+    Raises CheckpointError naming a file that is missing or not complete, or a tensor that is there twice.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for file in _weight_files(directory):
+        with _open(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118, this is no dictionary
+                official = official_key(key)
+                if official in stored:
+                    other = stored[official]
+                    raise CheckpointError(
+                        f"checkpoint {directory}: {official} is there twice: {other.key} in {other.file.name}, "
+                        f"{key} in {file.name}"
+                    )
+                view = tensors.get_slice(key)
+                stored[official] = StoredTensor(file, key, view.get_shape(), view.get_dtype())
+    return stored
+
+
 class StoredTensors:
     """The tensors of a checkpoint, checked by name, shape and dtype against a model before any is read."""
 
     def __init__(self, directory: Path, model: MolmoActForActionReasoning) -> None:
-        self._files = _weight_files(directory)
-        self._stored: dict[str, tuple[Path, str]] = {}  # official key -> (file, key in that file)
-        dtypes: dict[str, str] = {}
-        shapes: dict[str, list[int]] = {}
-        for file in self._files:
-            with _open(file) as tensors:
-                for key in tensors.keys():  # noqa: SIM118, this is no dictionary
-                    official = official_key(key)
-                    self._stored[official] = (file, key)
-                    view = tensors.get_slice(key)
-                    shapes[official], dtypes[official] = view.get_shape(), view.get_dtype()
+        self._stored = scan(directory)
+        shapes = {key: tensor.shape for key, tensor in self._stored.items()}
         check_shapes(f"checkpoint {directory}", shapes, official_shapes(model))
-        self.dtype = _common_dtype(directory, dtypes)
+        self.dtype = common_dtype(directory, self._stored)
 
     def copy_into(self, model: MolmoActForActionReasoning) -> None:
         """Every tensor into its parameter, converted and moved on the way; one tensor is in memory at a time."""
         parameters = dict(model.named_parameters())
         layout = model.official_layout()
         with torch.no_grad():
-            for file in self._files:
-                with _open(file) as tensors:
-                    for official, (holder, key) in self._stored.items():
-                        if holder == file:
-                            _scatter(tensors.get_tensor(key), layout[official], parameters)
+            for file in sorted({tensor.file for tensor in self._stored.values()}):
+                sizes = {key: tensor.size for key, tensor in self._stored.items() if tensor.file == file}
+                for keys in _shards(sizes, MAPPED_BYTES):
+                    with _open(file) as tensors:
+                        for official in keys:
+                            tensor = tensors.get_tensor(self._stored[official].key)
+                            _scatter(tensor, layout[official], parameters)
 
 
 def official_key(key: str) -> str:
@@ -152,12 +215,26 @@ def _weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if not (directory / WEIGHTS_INDEX).is_file():
-        raise CheckpointError(f"checkpoint {directory}: {WEIGHTS} is missing (and there is no {WEIGHTS_INDEX})")
-    names = sorted(set(read_json(directory, WEIGHTS_INDEX).get("weight_map", {}).values()))
+        raise CheckpointError(f"checkpoint {directory}: {WEIGHTS} is missing ({_instead(directory)})")
+    weight_map = read_json(directory, WEIGHTS_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
+        raise CheckpointError(f"{directory / WEIGHTS_INDEX}: weight_map is not a mapping from tensors to file names")
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing or not names:
         raise CheckpointError(f"checkpoint {directory}: {WEIGHTS_INDEX} names missing files: {_some(missing)}")
     return [directory / name for name in names]
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _instead(directory: Path) -> str:
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        return f"it has {_some(pickles)}: a pickle can run code and is not loaded; convert it to safetensors"
+    return f"and there is no {WEIGHTS_INDEX}"
 
 
 def _open(file: Path) -> Any:
@@ -185,12 +262,13 @@ def check_shapes(source: str, stored: dict[str, list[int]], expected: dict[str, 
         raise CheckpointError(f"{source}: tensors do not fit the configuration; " + "; ".join(problems))
 
 
-def _common_dtype(directory: Path, dtypes: dict[str, str]) -> torch.dtype:
+def common_dtype(directory: Path, stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """The one dtype of all tensors. Raises CheckpointError when they are mixed or of no floating dtype."""
     by_dtype: dict[str, list[str]] = {}
-    for key, dtype in dtypes.items():
-        by_dtype.setdefault(dtype, []).append(key)
-    if len(by_dtype) > 1 or not set(by_dtype) <= set(FLOAT_DTYPES):
-        found = "; ".join(f"{dtype}: {_some(keys)}" for dtype, keys in by_dtype.items())
+    for key, tensor in stored.items():
+        by_dtype.setdefault(tensor.dtype, []).append(key)
+    if len(by_dtype) != 1 or not set(by_dtype) <= set(FLOAT_DTYPES):
+        found = "; ".join(f"{dtype}: {_some(keys)}" for dtype, keys in by_dtype.items()) or "no tensor"
         raise CheckpointError(f"checkpoint {directory}: expected one dtype of {sorted(FLOAT_DTYPES)}, found {found}")
     return FLOAT_DTYPES[next(iter(by_dtype))]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
@@ -140,13 +142,43 @@ class LanguageConfig(PretrainedConfig):
         self.attention_dropout = attention_dropout
         self.use_cache = use_cache
 
+    @property
+    def family(self) -> str:
+        """ "qwen2" or "olmo2". Raises ValueError when the switches describe neither."""
+        if self.qkv_bias and not self.norm_after and not self.use_qk_norm:
+            return "qwen2"
+        if not self.qkv_bias and self.norm_after and self.use_qk_norm and self.qk_norm_type == "olmo":
+            return "olmo2"
+        raise ValueError(
+            "llm_config is neither Qwen2 (qkv_bias, no norm_after, no use_qk_norm) nor OLMo-2 (norm_after and "
+            f"use_qk_norm of type 'olmo', no qkv_bias): qkv_bias={self.qkv_bias}, norm_after={self.norm_after}, "
+            f"use_qk_norm={self.use_qk_norm}, qk_norm_type={self.qk_norm_type!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one of the released codes does differently, in the terms of the configuration."""
+
+    image_injection: (
+        str  # image features are added to the <im_patch> embeddings ("add") or take their place ("replace")
+    )
+    use_pad_embed: bool  # whether the connector's padding embedding is applied to patches that are padding
+    float32_attention: bool  # whether vision tower and pooling score their attention in fp32
+
+
+VARIANTS = {
+    "hf": Variant("add", use_pad_embed=False, float32_attention=True),
+    "training": Variant("add", use_pad_embed=True, float32_attention=True),
+    "vllm": Variant("replace", use_pad_embed=False, float32_attention=False),
+}
+
 
 class MolmoActConfig(PretrainedConfig):
     """The whole model. The three parts are given as configuration objects or as the dictionaries of config.json.
 
-    Two switches make explicit what differs between the released codes; the defaults are the released HF model's:
-    `image_injection`: "add" image features to the <im_patch> embeddings (HF, training) or "replace" them (vLLM port);
-    `use_pad_embed`: apply the connector's padding embedding (training) or leave it unused (HF and vLLM inference).
+    `image_injection` and `use_pad_embed` make explicit what differs between the released codes (see Variant); the
+    defaults are the released HF model's. `follow` sets both, and the precision of attention, to those of one code.
     """
 
     model_type = "molmoact"
@@ -187,6 +219,41 @@ class MolmoActConfig(PretrainedConfig):
             raise ValueError(f"image_injection is {image_injection!r} (add, replace)")
         self.image_injection = image_injection
         self.use_pad_embed = use_pad_embed
+
+    def follow(self, variant: str) -> None:
+        """Compute as one of VARIANTS does. Raises ValueError for a name that is none."""
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r} ({', '.join(VARIANTS)})")
+        chosen = VARIANTS[variant]
+        self.image_injection = chosen.image_injection
+        self.use_pad_embed = chosen.use_pad_embed
+        self.vit_config.float32_attention = chosen.float32_attention
+        self.adapter_config.float32_attention = chosen.float32_attention
+
+    def check(self) -> None:
+        """Raises ValueError naming the first setting that does not go with the others."""
+        vit, adapter, llm = self.vit_config, self.adapter_config, self.llm_config
+        llm.family  # noqa: B018, raises when it is neither
+        for name, part in (("vit_config", vit), ("adapter_config", adapter), ("llm_config", llm)):
+            if part.num_attention_heads % part.num_key_value_heads:
+                raise ValueError(
+                    f"{name}.num_attention_heads is {part.num_attention_heads}, which num_key_value_heads "
+                    f"{part.num_key_value_heads} does not divide"
+                )
+        layers = vit.num_hidden_layers
+        if not adapter.vit_layers or not all(-layers <= tap < layers for tap in adapter.vit_layers):
+            raise ValueError(f"adapter_config.vit_layers is {adapter.vit_layers}, expected layers of {layers}")
+        grid = vit.image_num_pos - vit.use_cls_token
+        if grid < 1 or math.isqrt(grid) ** 2 != grid:
+            raise ValueError(f"vit_config.image_num_pos is {vit.image_num_pos}, expected a square number of patches")
+        if adapter.text_hidden_size != llm.hidden_size:
+            raise ValueError(
+                f"adapter_config.text_hidden_size is {adapter.text_hidden_size}, llm_config.hidden_size "
+                f"{llm.hidden_size}: expected the same"
+            )
+        rows = llm.vocab_size + llm.additional_vocab_size
+        if not 0 <= self.image_patch_id < rows:
+            raise ValueError(f"image_patch_id is {self.image_patch_id}, expected one of the {rows} embedding rows")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> LanguageConfig:
         """The part transformers' generation asks for layers, heads and vocabulary."""

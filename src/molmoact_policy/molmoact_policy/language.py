@@ -41,23 +41,9 @@ def build_language_model(config: LanguageConfig, implementation: str) -> PreTrai
         "eos_token_id": None,
         "attn_implementation": implementation,
     }
-    if is_qwen2(config):
+    if config.family == "qwen2":
         return Qwen2Model(Qwen2Config(**common))
-    if is_olmo2(config):
-        return Olmo2Model(Olmo2Config(**common, attention_bias=False))
-    raise ValueError(
-        "llm_config is neither Qwen2 (qkv_bias, no norm_after, no use_qk_norm) nor OLMo-2 (norm_after and use_qk_norm "
-        f"of type 'olmo', no qkv_bias): qkv_bias={config.qkv_bias}, norm_after={config.norm_after}, "
-        f"use_qk_norm={config.use_qk_norm}, qk_norm_type={config.qk_norm_type!r}"
-    )
-
-
-def is_qwen2(config: LanguageConfig) -> bool:
-    return config.qkv_bias and not config.norm_after and not config.use_qk_norm
-
-
-def is_olmo2(config: LanguageConfig) -> bool:
-    return not config.qkv_bias and config.norm_after and config.use_qk_norm and config.qk_norm_type == "olmo"
+    return Olmo2Model(Olmo2Config(**common, attention_bias=False))
 
 
 def official_layout(config: LanguageConfig) -> dict[str, tuple[Rows, ...]]:
@@ -71,7 +57,7 @@ def official_layout(config: LanguageConfig) -> dict[str, tuple[Rows, ...]]:
         "wte.new_embedding": (Rows(embedding, config.vocab_size, config.vocab_size + config.additional_vocab_size),),
         "ln_f.weight": (Rows("norm.weight"),),
     }
-    if is_olmo2(config):
+    if config.family == "olmo2":
         norms = {"attn_norm": "post_attention_layernorm", "ff_norm": "post_feedforward_layernorm"}
     else:
         norms = {"attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm"}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -35,6 +35,7 @@ class MolmoActForActionReasoning(PreTrainedModel, GenerationMixin):
     _no_split_modules: ClassVar[list[str]] = ["Block", "Qwen2DecoderLayer", "Olmo2DecoderLayer"]
 
     def __init__(self, config: MolmoActConfig) -> None:
+        config.check()
         super().__init__(config)
         llm = config.llm_config
         self.vision_backbone = VisionBackbone(config.vit_config, config.adapter_config)
@@ -160,29 +161,38 @@ class MolmoActForActionReasoning(PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "cpu",
         attn_implementation: str | None = None,
+        variant: str | None = None,
     ) -> MolmoActForActionReasoning:
         """A checkpoint in the official layout: a directory, or the name of a hub repository already in the local cache.
 
         `dtype` "auto" keeps the checkpoint's. `attn_implementation` ("sdpa", the default, or "eager") is the language
-        model's. Weights are read tensor by tensor straight to the device. Raises CheckpointError naming what is missing
-        or does not fit.
+        model's. `variant`: compute as one of config.VARIANTS; None: as config.json says, by default as the released HF
+        code. Weights are read tensor by tensor straight to the device. Raises CheckpointError naming what is missing or
+        does not fit, and ValueError for a dtype or variant that is none.
         """
         directory = checkpoint.locate(directory)
         config = config or checkpoint.read_config(directory)
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        try:
-            with torch.device("meta"):
-                model = cls(config)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+        if variant is not None:
+            config.follow(variant)
+        chosen = None if dtype == "auto" else checkpoint.float_dtype(dtype)
+        model = cls.without_weights(directory, config)
         stored = checkpoint.StoredTensors(directory, model)
-        model.to(stored.dtype if dtype == "auto" else _dtype(dtype)).to_empty(device=device)
+        model.to(chosen or stored.dtype).to_empty(device=device)
         model._rebuild_rotary_embedding(device)
         stored.copy_into(model)
-        if (directory / checkpoint.GENERATION_CONFIG).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        model.generation_config = checkpoint.read_generation_config(directory) or model.generation_config
         return model.eval()
+
+    @classmethod
+    def without_weights(cls, directory: Path, config: MolmoActConfig) -> MolmoActForActionReasoning:
+        """The model of a checkpoint's configuration on the meta device. Raises CheckpointError when there is none."""
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{directory / checkpoint.CONFIG}: {error}") from error
 
     def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
         """config.json, generation_config.json and safetensors under the official keys, sharded above the given size."""
@@ -198,7 +208,3 @@ class MolmoActForActionReasoning(PreTrainedModel, GenerationMixin):
         """Its tables are computed, not stored, and to_empty has just lost them."""
         rotary = type(self.language_model.rotary_emb)
         self.language_model.rotary_emb = rotary(self.language_model.config).to(device)
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -33,7 +33,8 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
+from molmoact_policy.checkpoint import locate
+from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW
 from molmoact_policy.errors import EmbodimentError, ObservationError, PolicyError, ReplyError
 from molmoact_policy.frames import SECOND, Frame, FrameBuffer
 from molmoact_policy.messages import chunk_message, reasoning_message, shown_trace
@@ -58,16 +59,19 @@ WARNING_PERIOD_S = 5.0
 class PolicyParameters:
     """Parameters of the policy node; config/policy.yaml sets them."""
 
-    checkpoint: str = parameter(NANO, "'nano' or a directory in the official checkpoint layout")
+    checkpoint: str = parameter(
+        NANO, "'nano', a directory in the official layout, or a hub repository in the local cache"
+    )
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter("auto", "torch device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = parameter("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
-    action_rows: int = parameter(
-        0, "rows of a complete reply; another number is refused; 0: any", minimum=0, maximum=1000
+    variant: str | None = parameter(None, "compute as one of the released codes: hf, training or vllm")
+    depth_vqvae: str | None = parameter(
+        None, "decoder of depth codes: a directory or weight file; not set: the checkpoint's"
     )
     embodiments: str | None = parameter(None, "file with the conventions of every unnorm_key")
-    confirm_embodiment: bool = parameter(
-        False, "the operator has checked an embodiment whose conventions its makers did not publish"
+    confirm_embodiment: str = parameter(
+        "", "unnorm_key whose conventions its makers did not publish and the operator has checked on this robot"
     )
     instruction: str = parameter("", "task from the start, in words; empty: wait for set_task or run_task")
 
@@ -108,12 +112,12 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
         unnorm_key=parameters.unnorm_key,
         device=parameters.device,
         dtype=parameters.dtype,
-        action_rows=parameters.action_rows or None,
+        variant=parameters.variant,
+        depth_vqvae=parameters.depth_vqvae,
+        embodiments=parameters.embodiments,
     )
     if policy.embodiment is None:
-        if parameters.embodiments is None:
-            raise EmbodimentError(f"{directory} has no {EMBODIMENT_FILE}, and parameter 'embodiments' names no other")
-        policy.embodiment = Embodiment.from_file(parameters.embodiments, policy.statistics.key)
+        raise EmbodimentError(f"{directory} has no {EMBODIMENT_FILE}, and parameter 'embodiments' names no other")
     return policy
 
 
@@ -177,9 +181,8 @@ class PolicyNode(ManagedNode):
                 raise ConfigurationError(f"parameter 'instruction': {refusal}") from refusal
 
     def _load_checkpoint(self) -> None:
-        directory = _checkpoint_directory(self.p.checkpoint)
         try:
-            self._policy = self._load(directory, self.p)
+            self._policy = self._load(_checkpoint_directory(self.p.checkpoint), self.p)
         except PolicyError as error:
             raise ConfigurationError(f"parameter 'checkpoint': {error}") from error
         self._embodiment = self._policy.embodiment
@@ -187,10 +190,10 @@ class PolicyNode(ManagedNode):
 
     def _check_embodiment(self, key: str, dimensions: int) -> None:
         p, embodiment = self.p, self._embodiment
-        if not embodiment.confirmed and not p.confirm_embodiment:
+        if not embodiment.confirmed and p.confirm_embodiment != key:
             raise ConfigurationError(
                 f"embodiment '{key}': its frame, rotation, units and gripper are assumed, nobody has confirmed them; "
-                "check its entry in embodiments.yaml and set parameter 'confirm_embodiment' to true"
+                f"check its entry in embodiments.yaml and set parameter 'confirm_embodiment' to '{key}'"
             )
         if len(embodiment.cameras) != len(p.cameras):
             raise ConfigurationError(
@@ -414,12 +417,10 @@ class PolicyNode(ManagedNode):
 
 
 def _checkpoint_directory(checkpoint: str) -> Path:
-    """Raises ConfigurationError when there is no such directory."""
-    share = Path(get_package_share_directory("molmoact_policy"))
-    directory = share / "checkpoints" / NANO if checkpoint == NANO else Path(checkpoint).expanduser()
-    if not directory.is_dir():
-        raise ConfigurationError(f"parameter 'checkpoint': '{checkpoint}': no directory {directory}")
-    return directory
+    """Raises CheckpointError when there is no such directory, and no such repository in the hub cache."""
+    if checkpoint == NANO:
+        return Path(get_package_share_directory("molmoact_policy")) / "checkpoints" / NANO
+    return locate(checkpoint)
 
 
 def _milliseconds(name: str, meter: LatencyMeter) -> dict[str, float]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from molmoact_policy.actions import ActionStatistics
-from molmoact_policy.checkpoint import CONFIG, locate
+from molmoact_policy.checkpoint import CONFIG, locate, read_config
+from molmoact_policy.config import MolmoActConfig
 from molmoact_policy.depth import DepthVQVAE, to_grey
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
 from molmoact_policy.errors import CheckpointError, ObservationError, ReplyError
@@ -25,9 +25,8 @@ from molmoact_policy.reply import MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
 from molmoact_policy.trace import draw_trace
 
 DEPTH_DIRECTORY = "depth_vqvae"
-REQUIRED_FILES = (CONFIG, TOKENIZER_FILE, PREPROCESSOR_CONFIG)
 
-# The release's limit for its multi-view checkpoints; a reply with a chunk of 8 rows takes about 430 Qwen tokens.
+# Per arm. The release's limit for its multi-view checkpoints; a reply with 8 rows takes about 430 Qwen tokens.
 MAX_NEW_TOKENS = 512
 MAX_INSTRUCTION_LENGTH = 500
 
@@ -69,14 +68,12 @@ class Policy:
         *,
         depth_vqvae: DepthVQVAE | None = None,
         embodiment: Embodiment | None = None,
-        action_rows: int | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.statistics = statistics
         self.depth_vqvae = depth_vqvae
         self.embodiment = embodiment
-        self.action_rows = action_rows
 
     @classmethod
     def from_pretrained(
@@ -85,39 +82,33 @@ class Policy:
         unnorm_key: str | None = None,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
-        action_rows: int | None = None,
+        *,
+        variant: str | None = None,
+        depth_vqvae: str | Path | None = None,
+        embodiments: str | Path | None = None,
     ) -> Policy:
-        """A checkpoint directory in the official layout, checked through before it is used.
+        """A checkpoint in the official layout (a directory, or a hub repository in the local cache), checked first.
 
         unnorm_key: which of the checkpoint's statistics apply; None when it has one. device "auto": the GPU if there is
-        one. dtype "auto": as stored. action_rows: rows of every reply when known; another number is then refused.
-        The checkpoint's own embodiment.yaml, if it brings one, becomes `embodiment`; else the caller may set that.
-        Raises CheckpointError naming the file, tensor, key or size at fault, and EmbodimentError for that file.
+        one. dtype "auto": as stored. variant: see MolmoActForActionReasoning.from_pretrained. depth_vqvae: a directory
+        or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its own. embodiments: a file
+        with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without either `embodiment` is None.
+        Raises CheckpointError naming the file, tensor, key or size at fault, and EmbodimentError for a file of
+        conventions.
         """
         directory = locate(directory)
-        missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
-        if missing:
-            raise CheckpointError(f"checkpoint {directory}: {', '.join(missing)} missing")
+        config = read_config(directory)
+        statistics = _statistics(directory, config, unnorm_key)
+        embodiment = _embodiment(directory, embodiments, statistics)
+        processor = Processor.from_pretrained(directory)
+        check_fit(directory, config, processor)
+        decoder = _depth_vqvae(directory, depth_vqvae)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        processor = Processor.from_pretrained(directory)
-        model = MolmoActForActionReasoning.from_pretrained(directory, dtype=dtype, device=device)
-        _check_fit(directory, model, processor)
-        statistics = ActionStatistics.from_norm_stats(model.config.norm_stats, unnorm_key)
-        if statistics.dimensions % ROW:
-            raise CheckpointError(
-                f"checkpoint {directory}: norm_stats[{statistics.key!r}] is for {statistics.dimensions} degrees of "
-                f"freedom, expected {ROW} per arm"
-            )
-        depth_vqvae = None
-        if (directory / DEPTH_DIRECTORY).is_dir():
-            depth_vqvae = DepthVQVAE.from_pretrained(directory / DEPTH_DIRECTORY)
-        embodiment = None
-        if (directory / EMBODIMENT_FILE).is_file():
-            embodiment = Embodiment.from_file(directory / EMBODIMENT_FILE, statistics.key)
-        return cls(
-            model, processor, statistics, depth_vqvae=depth_vqvae, embodiment=embodiment, action_rows=action_rows
+        model = MolmoActForActionReasoning.from_pretrained(
+            directory, config=config, dtype=dtype, device=device, variant=variant
         )
+        return cls(model, processor, statistics, depth_vqvae=decoder, embodiment=embodiment)
 
     @torch.inference_mode()
     def act(self, observation: Observation) -> Prediction:
@@ -136,7 +127,7 @@ class Policy:
             raise ObservationError(f"prompt of {prompt_length} tokens does not fit the context of {context}")
         output = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-            max_new_tokens=min(MAX_NEW_TOKENS, context - prompt_length),
+            max_new_tokens=min(MAX_NEW_TOKENS * self.statistics.dimensions // ROW, context - prompt_length),
             do_sample=False,
             eos_token_id=self.processor.eos_id,
             pad_token_id=self.processor.pad_id,
@@ -157,8 +148,8 @@ class Policy:
         images = list(observation.images)
         self._check_instruction(observation.instruction)
         self._check_images(images)
-        if self.embodiment is not None and self.embodiment.image_size is not None:
-            images = [resize_image(image, self.embodiment.image_size) for image in images]
+        if self.embodiment is not None:
+            images = [self.embodiment.picture(image) for image in images]
         if observation.trace is None:
             return images, reasoning_prompt(observation.instruction, len(images))
         check_trace(observation.trace)
@@ -189,7 +180,8 @@ class Policy:
         steered = observation.trace is not None
         given = [(int(x), int(y)) for x, y in observation.trace or ()]
         try:
-            reply = parse_reply(text, self.statistics, steered=steered, rows=self.action_rows)
+            rows = self.embodiment.rows if self.embodiment is not None else None
+            reply = parse_reply(text, self.statistics, steered=steered, rows=rows)
             if token_ids[-1] != self.processor.eos_id:
                 raise ReplyError(f"reply: no end after {len(token_ids)} tokens", text, reply.depth_codes, reply.trace)
         except ReplyError as error:
@@ -215,16 +207,32 @@ def check_trace(trace: Sequence[tuple[int, int]]) -> None:
             raise ObservationError(f"trace: point {index} is {tuple(point)}, expected x and y in 0..{TRACE_RANGE}")
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] to `size` (width, height): PIL bilinear with antialiasing, as in mid-training."""
-    if (image.shape[1], image.shape[0]) == tuple(size):
-        return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+def _statistics(directory: Path, config: MolmoActConfig, unnorm_key: str | None) -> ActionStatistics:
+    statistics = ActionStatistics.from_norm_stats(config.norm_stats, unnorm_key)
+    if statistics.dimensions % ROW:
+        raise CheckpointError(
+            f"checkpoint {directory}: norm_stats[{statistics.key!r}] is for {statistics.dimensions} degrees of "
+            f"freedom, expected {ROW} per arm"
+        )
+    return statistics
 
 
-def _check_fit(directory: Path, model: MolmoActForActionReasoning, processor: Processor) -> None:
-    """The three parts of a checkpoint are about the same model."""
-    config, images = model.config, processor.image_processor
+def _embodiment(directory: Path, others: str | Path | None, statistics: ActionStatistics) -> Embodiment | None:
+    """The checkpoint's own conventions, else those in `others`."""
+    own = directory / EMBODIMENT_FILE
+    path = own if own.is_file() else others
+    return None if path is None else Embodiment.from_file(path, statistics.key)
+
+
+def _depth_vqvae(directory: Path, other: str | Path | None) -> DepthVQVAE | None:
+    own = directory / DEPTH_DIRECTORY
+    path = own if own.is_dir() else other
+    return None if path is None else DepthVQVAE.from_pretrained(path)
+
+
+def check_fit(directory: Path, config: MolmoActConfig, processor: Processor) -> None:
+    """Raises CheckpointError unless tokenizer, image processor and configuration are about the same model."""
+    images = processor.image_processor
     expected = {
         f"{TOKENIZER_FILE}: id of <im_patch>": (processor.image_patch_id, config.image_patch_id),
         f"{PREPROCESSOR_CONFIG}: image_patch_size": (images.patch_size, config.vit_config.image_patch_size),
@@ -236,3 +244,9 @@ def _check_fit(directory: Path, model: MolmoActForActionReasoning, processor: Pr
     for name, (found, wanted) in expected.items():
         if found != wanted:
             raise CheckpointError(f"checkpoint {directory}: {name} is {found}, {CONFIG} has {wanted}")
+    rows = config.llm_config.vocab_size + config.llm_config.additional_vocab_size
+    highest = max(processor.tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise CheckpointError(
+            f"checkpoint {directory}: the tokenizer goes up to id {highest}, {CONFIG} has {rows} embedding rows"
+        )

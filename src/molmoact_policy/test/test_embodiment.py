@@ -8,9 +8,14 @@ import pytest
 import yaml
 from molmoact_policy.embodiment import Embodiment
 from molmoact_policy.errors import EmbodimentError
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 DATA = Path(__file__).parent / "data"
+CASES = json.loads((DATA / "eval_cases.json").read_text())
+SHIPPED = Path(__file__).parents[3] / "config" / "embodiments.yaml"
+LIBERO = [f"libero_{suite}_no_noops_modified" for suite in ("spatial", "object", "goal", "10")]
+SIMPLER_ENV = ["fractal20220817_data", "bridge_orig"]
 ENTRY = {
     "frame": "base",
     "rotation": "rotation_vector",
@@ -18,6 +23,7 @@ ENTRY = {
     "rotation_scale": 1.0,
     "gripper_open": "high",
     "step_period": 0.1,
+    "rows": 8,
     "cameras": ["front", "wrist"],
 }
 
@@ -30,7 +36,7 @@ def load(directory: Path, **change: object) -> Embodiment:
 
 def test_roll_pitch_yaw_becomes_a_rotation_vector_as_in_simpler_env(tmp_path: Path) -> None:
     embodiment = load(tmp_path, rotation="rpy")
-    for step in json.loads((DATA / "eval_cases.json").read_text())["google_robot_sequence"]:
+    for step in CASES["google_robot_sequence"]:
         (delta,) = embodiment.to_deltas([step["decoded"]])
         np.testing.assert_allclose(delta.translation, step["world_vector"])
         # Theirs goes the long way round beyond half a turn, ours never does: the rotation is the same.
@@ -70,6 +76,10 @@ def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
         ({"step_period": float("inf")}, "step_period is inf"),
         ({"cameras": []}, r"cameras is \[\]"),
         ({"image_size": [320]}, r"image_size is \[320\]"),
+        ({"image_resize": "nearest"}, "image_resize is 'nearest', expected one of bilinear, area"),
+        ({"image_crop_area": 1.5}, "image_crop_area is 1.5"),
+        ({"rows": 0}, "rows is 0"),
+        ({"rows": "absent"}, r"missing fields \['rows'\]"),
         ({"confirmed": "yes"}, "confirmed is 'yes'"),
         ({"speed": 1.0}, r"unknown fields \['speed'\]"),
         ({"frame": "absent"}, r"missing fields \['frame'\]"),
@@ -87,3 +97,52 @@ def test_the_only_entry_needs_no_key_and_another_key_is_named(tmp_path: Path) ->
         Embodiment.from_file(tmp_path / "embodiment.yaml", "other")
     with pytest.raises(EmbodimentError, match="not readable as YAML"):
         Embodiment.from_file(tmp_path / "none.yaml", "arm")
+
+
+def test_shipped_conventions_are_complete() -> None:
+    keys = yaml.safe_load(SHIPPED.read_text())
+    assert set(keys) == {"molmoact", *LIBERO, *SIMPLER_ENV}
+    assert [key for key in keys if not Embodiment.from_file(SHIPPED, key).confirmed] == ["molmoact"]
+
+
+@pytest.mark.parametrize("key", LIBERO)
+def test_libero_actions_open_and_scale_as_in_its_evaluation(key: str) -> None:
+    embodiment = Embodiment.from_file(SHIPPED, key)
+    for case in CASES["libero_gripper"]:
+        (delta,) = embodiment.to_deltas([[1, 0, 0, 0, 0, 1, case["decoded"]]])
+        # LIBERO's environment takes -1 for open and +1 for closed, and calls a half open hand neither.
+        if case["env_gripper"]:
+            assert (delta.gripper > 0.5) == (case["env_gripper"] < 0)
+        np.testing.assert_allclose([*delta.translation, *delta.rotation], [0.05, 0, 0, 0, 0, 0.5])
+
+
+@pytest.mark.parametrize("key", SIMPLER_ENV)
+def test_simpler_env_actions_are_those_of_its_evaluation(key: str) -> None:
+    embodiment = Embodiment.from_file(SHIPPED, key)
+    for step in CASES["google_robot_sequence"]:
+        (delta,) = embodiment.to_deltas([step["decoded"]])
+        np.testing.assert_allclose(delta.translation, step["world_vector"])
+        difference = Rotation.from_rotvec(delta.rotation).inv() * Rotation.from_rotvec(step["rot_axangle"])
+        assert difference.magnitude() < 1e-9
+        assert delta.gripper == pytest.approx(np.clip(step["decoded"][6], 0, 1))
+
+
+def picture(name: str) -> np.ndarray:
+    return np.array(Image.open(DATA / "images" / name).convert("RGB"))
+
+
+def test_libero_pictures_are_cropped_as_in_its_evaluation() -> None:
+    shown = Embodiment.from_file(SHIPPED, LIBERO[0]).picture(picture("sq_256x256.png"))
+    np.testing.assert_array_equal(shown, picture("libero_center_crop_sq256.png"))
+
+
+def test_simpler_env_pictures_are_resized_as_in_its_evaluation() -> None:
+    shown = Embodiment.from_file(SHIPPED, SIMPLER_ENV[0]).picture(picture("vga_640x480.png"))
+    difference = np.abs(shown.astype(int) - picture("simpler_resize_area_256.png"))
+    assert difference.max() <= 1
+
+
+def test_picture_of_the_right_size_is_shown_as_it_comes(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    assert load(tmp_path, image_size=[40, 30]).picture(image) is image
+    assert load(tmp_path).picture(image) is image

@@ -44,6 +44,7 @@ EMBODIMENT = {
     "rotation_scale": 2.0,
     "gripper_open": "low",
     "step_period": 0.1,
+    "rows": None,
     "cameras": ("front", "wrist"),
     "confirmed": True,
 }
@@ -454,8 +455,8 @@ def test_diagnostics_report_rates_ages_and_latencies(bench):
 @pytest.mark.parametrize(
     ("policy", "parameters", "complaint"),
     [
-        (FakePolicy(), {"checkpoint": "/nowhere"}, "parameter 'checkpoint': '/nowhere': no directory /nowhere"),
-        (FakePolicy(confirmed=False), {}, "set parameter 'confirm_embodiment' to true"),
+        (FakePolicy(), {"checkpoint": "/nowhere"}, "parameter 'checkpoint': checkpoint '/nowhere': no such directory"),
+        (FakePolicy(confirmed=False), {}, "set parameter 'confirm_embodiment' to 'nano'"),
         (FakePolicy(cameras=("image",)), {}, "embodiment 'nano' was trained on 1: image"),
         (FakePolicy(arms=2), {}, "parameter 'arms': fr3; the checkpoint's actions have 14 dimensions"),
         (FakePolicy(), {"camera_topics": ["one"]}, "parameter 'camera_topics': 1 topics for 2 cameras"),
@@ -470,7 +471,7 @@ def test_wrong_configuration_is_refused_by_name(bench, policy, parameters, compl
 
 
 def test_embodiment_nobody_confirmed_runs_when_the_operator_did(bench):
-    rig = bench(FakePolicy(confirmed=False), confirm_embodiment=True)
+    rig = bench(FakePolicy(confirmed=False), confirm_embodiment="nano")
     rig.activate()
 
 

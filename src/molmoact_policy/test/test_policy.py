@@ -9,10 +9,11 @@ import torch
 import yaml
 from molmoact_policy.actions import SYMBOLS, decode_bins, format_actions
 from molmoact_policy.depth import DepthVQVAE
-from molmoact_policy.errors import CheckpointError, ObservationError, ReplyError
+from molmoact_policy.embodiment import resize_image
+from molmoact_policy.errors import CheckpointError, EmbodimentError, ObservationError, ReplyError
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
-from molmoact_policy.policy import Observation, Policy, resize_image
+from molmoact_policy.policy import Observation, Policy
 from molmoact_policy.processor import Processor
 from molmoact_policy.prompts import format_depth, format_trace, reasoning_reply, steering_reply
 from molmoact_policy.trace import draw_trace
@@ -32,6 +33,7 @@ EMBODIMENT = {
     "rotation_scale": 1.0,
     "gripper_open": "high",
     "step_period": 0.1,
+    "rows": 8,
     "cameras": ["front", "wrist"],
     "image_size": [40, 30],
 }
@@ -107,6 +109,10 @@ def edit_config(directory: Path, **change: object) -> None:
     (directory / "config.json").write_text(json.dumps(config | change))
 
 
+def edit_embodiment(directory: Path, **change: object) -> None:
+    (directory / "embodiment.yaml").write_text(yaml.safe_dump({"arm": EMBODIMENT | change}))
+
+
 class Scripted:
     """A model that has been asked, and answers with a given text; what it was asked is kept."""
 
@@ -132,7 +138,7 @@ def observation(**change: object) -> Observation:
 
 
 def test_a_complete_reply_becomes_a_prediction(saved: Path) -> None:
-    prediction = scripted(saved, REPLY, action_rows=8).act(observation())
+    prediction = scripted(saved, REPLY).act(observation())
     assert prediction.depth_codes == DEPTH
     assert prediction.trace == TRACE
     assert prediction.text.strip() == REPLY
@@ -165,9 +171,20 @@ def test_a_reply_without_its_end_is_refused(saved: Path) -> None:
     assert caught.value.depth_codes == DEPTH and caught.value.trace == TRACE
 
 
-def test_another_number_of_rows_than_known_is_refused(saved: Path) -> None:
+def test_another_number_of_rows_than_the_embodiment_was_trained_with_is_refused(directory: Path) -> None:
+    edit_embodiment(directory, rows=4)
     with pytest.raises(ReplyError, match="8 rows, expected 4"):
-        scripted(saved, REPLY, action_rows=4).act(observation())
+        scripted(directory, REPLY).act(observation())
+
+
+def test_two_arms_have_room_for_twice_the_reply(directory: Path) -> None:
+    both = {name: values * 2 for name, values in STATISTICS.items()}
+    edit_config(directory, norm_stats={"arm": {"action": both}})
+    chunk = np.tile(CHUNK, 2)
+    reply = reasoning_reply(format_depth(DEPTH), format_trace(TRACE), format_actions(chunk))
+    policy = scripted(directory, reply)
+    assert policy.act(observation()).actions.shape == (8, 14)
+    assert policy.model.asked["max_new_tokens"] == 1024  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +244,34 @@ def test_an_unknown_key_lists_the_known_ones(saved: Path) -> None:
 def test_statistics_that_are_not_of_arms_are_refused(directory: Path) -> None:
     edit_config(directory, norm_stats={"arm": {"action": {"q01": [0.0] * 6, "q99": [1.0] * 6}}})
     with pytest.raises(CheckpointError, match=r"for 6 degrees of freedom, expected 7 per arm"):
+        Policy.from_pretrained(directory)
+
+
+def test_statistics_and_conventions_are_checked_before_the_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="unnorm_key 'libero' is not in norm_stats"):
+        Policy.from_pretrained(directory, unnorm_key="libero")
+    edit_embodiment(directory, frame="world")
+    with pytest.raises(EmbodimentError, match="frame is 'world'"):
+        Policy.from_pretrained(directory)
+
+
+def test_conventions_and_depth_decoder_may_come_from_elsewhere(directory: Path, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("embodiment.yaml", "depth_vqvae"):
+        (directory / name).rename(elsewhere / name)
+    without = Policy.from_pretrained(directory)
+    assert without.embodiment is None and without.decode_depth(DEPTH) is None
+    policy = Policy.from_pretrained(
+        directory, embodiments=elsewhere / "embodiment.yaml", depth_vqvae=elsewhere / "depth_vqvae"
+    )
+    assert policy.embodiment is not None and policy.decode_depth(DEPTH) is not None
+
+
+def test_more_ids_in_the_tokenizer_than_rows_in_the_embedding_are_refused(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    edit_config(directory, llm_config=config["llm_config"] | {"additional_vocab_size": 3})
+    with pytest.raises(CheckpointError, match=r"the tokenizer goes up to id \d+, config\.json has \d+ embedding rows"):
         Policy.from_pretrained(directory)
 
 
