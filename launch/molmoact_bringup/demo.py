@@ -89,7 +89,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--seed", type=_seed, default=1000, help="of the first episode; the next have the numbers after it"
     )
     parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
-    parser.add_argument("--checkpoint", default="nano", help="'nano' or a directory (default: nano)")
+    parser.add_argument("--checkpoint", default="nano", help="'nano', a directory or a hub name (default: nano)")
     parser.add_argument(
         "--timeout", type=_positive_number, default=60.0, help="s for each episode, on the system's clock"
     )

@@ -50,7 +50,7 @@ class Deployment:
     """
 
     robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
-    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano' or a directory with a checkpoint")
+    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano', a directory, or a hub repository in the local cache")
     instruction: str = _argument("", "what to do, in words; empty: wait for set_task or run_task")
     front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
     wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")

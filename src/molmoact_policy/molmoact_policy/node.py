@@ -34,6 +34,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from molmoact_policy.checkpoint import locate
+from molmoact_policy.config import VARIANTS
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW
 from molmoact_policy.errors import EmbodimentError, ObservationError, PolicyError, ReplyError
 from molmoact_policy.frames import SECOND, Frame, FrameBuffer
@@ -44,6 +45,7 @@ from molmoact_policy.task import Refused, Task, Tasks, checked_instruction
 from molmoact_policy.trace import draw_trace
 
 NANO = "nano"
+AUTO = "auto"
 # A camera at 30 Hz may be half a second behind before one of its frames is lost.
 IMAGE_DEPTH = 15
 # A look at the cameras takes microseconds; for every image rclpy's executor would take 3 ms of the CPU.
@@ -63,9 +65,11 @@ class PolicyParameters:
         NANO, "'nano', a directory in the official layout, or a hub repository in the local cache"
     )
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
-    device: str = parameter("auto", "torch device: auto, cpu, cuda, cuda:1, ...")
-    dtype: str = parameter("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
-    variant: str | None = parameter(None, "compute as one of the released codes: hf, training or vllm")
+    device: str = parameter(AUTO, "torch device: auto, cpu, cuda, cuda:1, ...")
+    dtype: str = parameter(AUTO, "of the weights", choices=(AUTO, "float32", "bfloat16", "float16"))
+    variant: str = parameter(
+        AUTO, "which of the released codes to compute as; auto: as config.json says, else hf", choices=(AUTO, *VARIANTS)
+    )
     depth_vqvae: str | None = parameter(
         None, "decoder of depth codes: a directory or weight file; not set: the checkpoint's"
     )
@@ -112,7 +116,7 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
         unnorm_key=parameters.unnorm_key,
         device=parameters.device,
         dtype=parameters.dtype,
-        variant=parameters.variant,
+        variant=None if parameters.variant == AUTO else parameters.variant,
         depth_vqvae=parameters.depth_vqvae,
         embodiments=parameters.embodiments,
     )
