@@ -18,7 +18,7 @@ from molmoact_policy.depth import DepthVQVAE
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
 from molmoact_policy.errors import PolicyError
 from molmoact_policy.model import MolmoActForActionReasoning
-from molmoact_policy.policy import DEPTH_DIRECTORY, check_fit
+from molmoact_policy.policy import DEPTH_DIRECTORY, check_fit, read_statistics
 from molmoact_policy.predict import shipped_conventions
 from molmoact_policy.processor import Processor
 
@@ -124,9 +124,7 @@ def _processor(directory: Path, config: MolmoActConfig) -> str:
 
 
 def _statistics(directory: Path, config: MolmoActConfig) -> str:
-    if not config.norm_stats:
-        raise PolicyError(f"checkpoint {directory}: config.json has no norm_stats: its actions have no units")
-    every = [ActionStatistics.from_norm_stats(config.norm_stats, key) for key in config.norm_stats]
+    every = [read_statistics(directory, config, key) for key in config.norm_stats or [None]]
     return "; ".join(_key(directory, statistics) for statistics in every)
 
 

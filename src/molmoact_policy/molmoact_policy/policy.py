@@ -98,7 +98,7 @@ class Policy:
         """
         directory = locate(directory)
         config = read_config(directory)
-        statistics = _statistics(directory, config, unnorm_key)
+        statistics = read_statistics(directory, config, unnorm_key)
         embodiment = _embodiment(directory, embodiments, statistics)
         processor = Processor.from_pretrained(directory)
         check_fit(directory, config, processor)
@@ -207,7 +207,10 @@ def check_trace(trace: Sequence[tuple[int, int]]) -> None:
             raise ObservationError(f"trace: point {index} is {tuple(point)}, expected x and y in 0..{TRACE_RANGE}")
 
 
-def _statistics(directory: Path, config: MolmoActConfig, unnorm_key: str | None) -> ActionStatistics:
+def read_statistics(directory: Path, config: MolmoActConfig, unnorm_key: str | None) -> ActionStatistics:
+    """The statistics under a key, None for the only one. Raises CheckpointError when there are none for whole arms."""
+    if not config.norm_stats:
+        raise CheckpointError(f"checkpoint {directory}: {CONFIG} has no norm_stats, so its actions have no units")
     statistics = ActionStatistics.from_norm_stats(config.norm_stats, unnorm_key)
     if statistics.dimensions % ROW:
         raise CheckpointError(

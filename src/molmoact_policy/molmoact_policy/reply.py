@@ -8,7 +8,7 @@ robot: it accepts a complete, well-formed reply or says why not.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from molmoact_policy.actions import BIN_OF, ActionStatistics, decode_bins
 from molmoact_policy.errors import ReplyError
+from molmoact_policy.symbols import is_ordinary_token
 
 DEPTH_TOKENS = 100
 DEPTH_CODES = 128
 MAX_TRACE_POINTS = 5
 TRACE_RANGE = 255
+HIGHEST_BIN = 254  # bin 255 decodes to the same value
 
 DEPTH = re.compile(r"<DEPTH_START>.*?<DEPTH_END>", re.DOTALL)
 DEPTH_TOKEN = re.compile(r"<DEPTH_(\d+)>")
@@ -41,17 +43,15 @@ class Reply:
     actions: NDArray[np.float64]  # [N, D] in the dataset's units
 
 
-def parse_actions(
-    text: str, statistics: ActionStatistics, ordinary_tokens: Container[str] = frozenset()
-) -> NDArray[np.float64]:
+def parse_actions(text: str, statistics: ActionStatistics) -> NDArray[np.float64]:
     """All action rows found anywhere in the text, in order, [N, D] in the dataset's units; official semantics.
 
     A row is an innermost [...] group of exactly D parts that are not plain ASCII. A part that is no symbol is read as
-    bin 0, or as bin 254 when it is one of Qwen2's `ordinary_tokens`: only who minds the difference has to know them.
+    the most positive bin if it is an ordinary token of Qwen2's vocabulary, and as the most negative one if not.
     """
     rows = [_parts(group) for group in INNERMOST.findall(text)]
     rows = [row for row in rows if len(row) == statistics.dimensions and not all(part.isascii() for part in row)]
-    bins = np.array([[BIN_OF.get(part, 254 if part in ordinary_tokens else 0) for part in row] for row in rows], int)
+    bins = np.array([[_lenient_bin(part) for part in row] for row in rows], int)
     return statistics.unnormalise(decode_bins(bins.reshape(-1, statistics.dimensions)))
 
 
@@ -148,6 +148,13 @@ def _bin(symbol: str, row: int) -> int:
     if symbol not in BIN_OF:
         raise ReplyError(f"action: row {row} holds {symbol[:20]!r}, which is not an action symbol")
     return BIN_OF[symbol]
+
+
+def _lenient_bin(part: str) -> int:
+    if part in BIN_OF:
+        return BIN_OF[part]
+    # The released parser takes a token's distance from the end of the vocabulary and clips it.
+    return HIGHEST_BIN if is_ordinary_token(part) else 0
 
 
 def _parts(group: str) -> list[str]:

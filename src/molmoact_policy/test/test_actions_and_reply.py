@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from molmoact_policy import symbols
 from molmoact_policy.actions import (
     SYMBOLS,
     ActionStatistics,
@@ -29,8 +30,6 @@ from molmoact_policy.reply import parse_actions, parse_depths, parse_reply, pars
 DATA = Path(__file__).parent / "data"
 PARSE = json.loads((DATA / "parse_cases.json").read_text())
 ENCODE = json.loads((DATA / "encode_cases.json").read_text())
-# Needs to know that "Hello" is a word of Qwen2's vocabulary.
-ORDINARY_TOKENS = {"Hello"}
 
 UNIT = ActionStatistics.from_norm_stats({"unit": {"action": {"q01": [-1.0] * 6 + [0.0], "q99": [1.0] * 7}}})
 CHUNK = np.arange(56).reshape(8, 7) * 4
@@ -80,8 +79,32 @@ def test_actions_are_parsed_as_officially(case: dict) -> None:
             ActionStatistics.from_norm_stats(PARSE["norm_stats"], case["unnorm_key"])
         return
     statistics = ActionStatistics.from_norm_stats(PARSE["norm_stats"], case["unnorm_key"])
-    parsed = parse_actions(case["text"], statistics, ORDINARY_TOKENS)
+    parsed = parse_actions(case["text"], statistics)
     np.testing.assert_allclose(parsed, np.reshape(case["result"], (-1, statistics.dimensions)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [
+        ("Hello", 254),
+        ("ĠHello", 254),  # the spelling of a token with a leading space
+        ("!", 254),  # rank 0
+        (SYMBOLS[255], 254),
+        ("notatoken", 0),
+        ("<|endoftext|>", 0),
+        ("<DEPTH_0>", 0),
+        ("", 0),
+    ],
+)
+def test_what_is_no_symbol_is_read_as_the_released_parser_does(part: str, number: int) -> None:
+    parsed = parse_actions(f"[{part}, {', '.join(SYMBOLS[:6])}]", UNIT)
+    np.testing.assert_array_equal(parsed, [UNIT.unnormalise(decode_bins([number, *range(6)]))])
+
+
+def test_the_vocabulary_is_not_read_for_symbols() -> None:
+    symbols._ordinary_tokens.cache_clear()
+    parse_actions(format_actions(CHUNK), UNIT)
+    assert symbols._ordinary_tokens.cache_info().misses == 0
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,12 @@ def test_statistics_that_are_not_of_arms_are_refused(directory: Path) -> None:
         Policy.from_pretrained(directory)
 
 
+def test_checkpoint_without_statistics_is_refused(directory: Path) -> None:
+    edit_config(directory, norm_stats={})
+    with pytest.raises(CheckpointError, match=r"config\.json has no norm_stats, so its actions have no units"):
+        Policy.from_pretrained(directory)
+
+
 def test_statistics_and_conventions_are_checked_before_the_weights(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="unnorm_key 'libero' is not in norm_stats"):
