@@ -14,12 +14,11 @@ from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_policy.processor import Processor
 from molmoact_policy.prompts import chat, reasoning_prompt, reasoning_reply, steering_prompt, steering_reply
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from molmoact_policy.tokenizer import ADDED_IMAGE_TOKENS, add_released_tokens
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-DEPTH_TOKENS = ["<DEPTH_START>", "<DEPTH_END>", *(f"<DEPTH_{code}>" for code in range(128))]
-IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>", "<im_low>"]
 VOCABULARY_SIZE = 1152  # rows of the embedding and the head; the image tokens follow it, as in the release
 VERBS = ["pick", "put", "push", "close", "open", "move", "place"]
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]
@@ -44,7 +43,7 @@ def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     """A tokenizer in which an action bin, a trace coordinate and a piece of template are one token each.
 
     All ordinary pieces score the same, so the segmentation is the one with the fewest tokens; any other text is bytes.
-    Ids follow the release's build order: ordinary tokens, depth tokens, fillers up to the vocabulary size, images.
+    Ids follow the release's build order.
     """
     characters = [chr(code) for code in range(0x20, 0x7F)]
     words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]
@@ -55,21 +54,17 @@ def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     vocabulary = [(END_OF_TEXT, 0.0)]
     vocabulary += [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
     vocabulary += [(piece, -1.0) for piece in pieces]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in DEPTH_TOKENS])
-    fillers = VOCABULARY_SIZE - tokenizer.get_vocab_size()
-    tokenizer.add_special_tokens(
-        [AddedToken(f"|<EXTRA_TOKENS_{index}>|", normalized=False) for index in range(fillers)]
-    )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in [END_OF_TEXT, *IMAGE_TOKENS]])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         padding_side="left",
     )
+    add_released_tokens(tokenizer, VOCABULARY_SIZE)
+    return tokenizer
 
 
 def build_config(model: dict, tokenizer: PreTrainedTokenizerFast) -> MolmoActConfig:
@@ -105,7 +100,7 @@ def build_config(model: dict, tokenizer: PreTrainedTokenizerFast) -> MolmoActCon
             "num_key_value_heads": language["kv_heads"],
             "head_dim": language["hidden"] // language["heads"],
             "vocab_size": VOCABULARY_SIZE,
-            "additional_vocab_size": len(IMAGE_TOKENS),
+            "additional_vocab_size": len(ADDED_IMAGE_TOKENS),
         },
         image_patch_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
         bos_token_id=tokenizer.bos_token_id,

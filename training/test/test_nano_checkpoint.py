@@ -6,7 +6,8 @@ import yaml
 from molmoact_policy.actions import SYMBOLS, ActionStatistics
 from molmoact_policy.processor import Processor
 from molmoact_policy.reply import parse_actions, parse_depths, parse_traces
-from molmoact_training.nano_checkpoint import DEPTH_TOKENS, VOCABULARY_SIZE, build_tokenizer, create
+from molmoact_policy.tokenizer import DEPTH_TOKENS
+from molmoact_training.nano_checkpoint import VOCABULARY_SIZE, build_tokenizer, create
 from molmoact_training.samples import ACTION, DEPTH, TEXT, TRACE, ReplyWriter
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config/training/nano.yaml").read_text())
