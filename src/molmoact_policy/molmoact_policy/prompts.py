@@ -1,7 +1,8 @@
 """The questions a checkpoint was trained with, word for word, and the answers training writes for them.
 
 Sources: the release's HF and vLLM tests, LIBERO and SimplerEnv evaluation and fine-tune loader; the multi-view answer
-from the model card. Wording counts: a checkpoint knows only these.
+from the model card. Wording counts: a checkpoint knows only these. The auxiliary question about the trace, which the
+release was also trained with, is not published and therefore not here.
 """
 
 from __future__ import annotations
