@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from molmoact_policy.checkpoint import locate
+from molmoact_policy.checkpoint import locate, read_json
 from molmoact_policy.errors import CheckpointError
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.prompts import chat
@@ -20,6 +20,9 @@ from molmoact_policy.prompts import chat
 Image: TypeAlias = NDArray[np.uint8]
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+BPE_FILES = ("vocab.json", "merges.txt")
+QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 IMAGE_TOKENS = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
 
 
@@ -31,7 +34,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id
         if self.eos_id is None:
-            raise CheckpointError("the tokenizer has no eos_token")
+            raise CheckpointError(f"the tokenizer has no eos_token, which {TOKENIZER_CONFIG} should name")
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         vocabulary = tokenizer.get_vocab()
@@ -42,17 +45,16 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Processor:
-        """preprocessor_config.json and the tokenizer of a checkpoint. Raises CheckpointError naming what is missing."""
+        """preprocessor_config.json and the tokenizer of a checkpoint: tokenizer.json or, for Qwen2's, vocab.json and
+        merges.txt, with tokenizer_config.json. Raises CheckpointError naming what is missing or not readable.
+        """
         directory = locate(directory)
         image_processor = ImageProcessor.from_pretrained(directory)
-        if not (directory / TOKENIZER_FILE).is_file():
-            raise CheckpointError(f"checkpoint {directory}: {TOKENIZER_FILE} is missing")
+        tokenizer = _read_tokenizer(directory)
         try:
-            # Not AutoTokenizer: it would take the class from config.json, which only this package knows.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
-            raise CheckpointError(f"checkpoint {directory}: tokenizer not readable: {error}") from error
-        return cls(image_processor, tokenizer)
+            return cls(image_processor, tokenizer)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint {directory}: {error}") from error
 
     def save_pretrained(self, directory: Path) -> None:
         self.image_processor.save_pretrained(directory)
@@ -110,3 +112,42 @@ class Processor:
         joined = {name: np.concatenate([arrays[name] for arrays in processed]) for name in ("images", "image_masks")}
         joined["pooled_patches_idx"] = np.concatenate(indices).astype(np.int64)
         return {name: torch.from_numpy(array).unsqueeze(0) for name, array in joined.items()}
+
+
+def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    settings = read_json(directory, TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
+    # Not AutoTokenizer: it would take the class from config.json, which only this package knows.
+    if (directory / TOKENIZER_FILE).is_file():
+        return _load(PreTrainedTokenizerFast, directory, (TOKENIZER_FILE, TOKENIZER_CONFIG))
+    missing = [name for name in (*BPE_FILES, TOKENIZER_CONFIG) if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {directory}: {TOKENIZER_FILE} is missing; without it {', '.join(missing)} would be needed"
+        )
+    # These files do not say how text is split before it is merged. For Qwen2 that is known from the class.
+    if settings.get("tokenizer_class") not in QWEN2_CLASSES:
+        raise CheckpointError(
+            f"checkpoint {directory}: {TOKENIZER_FILE} is missing; {' and '.join(BPE_FILES)} suffice for "
+            f"{QWEN2_CLASSES[0]} only, {TOKENIZER_CONFIG} has tokenizer_class {settings.get('tokenizer_class')!r}"
+        )
+    tokenizer = _load(Qwen2Tokenizer, directory, (*BPE_FILES, TOKENIZER_CONFIG))
+    _check_added_tokens(directory, tokenizer, settings)
+    return tokenizer
+
+
+def _load(reader: type[PreTrainedTokenizerBase], directory: Path, files: tuple[str, ...]) -> PreTrainedTokenizerBase:
+    try:
+        return reader.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
+        raise CheckpointError(f"checkpoint {directory}: {', '.join(files)}: tokenizer not readable: {error}") from error
+
+
+def _check_added_tokens(directory: Path, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> None:
+    """Raises CheckpointError when added tokens are not where they were: transformers appends them to what it finds."""
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        found = tokenizer.convert_tokens_to_ids(token["content"])
+        if found != int(number):
+            raise CheckpointError(
+                f"checkpoint {directory}: {token['content']} gets id {found}, {TOKENIZER_CONFIG} has {number}: "
+                f"{BPE_FILES[0]} is not this tokenizer's"
+            )
