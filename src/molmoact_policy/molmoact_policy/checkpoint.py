@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ament_index_python.packages import get_package_share_directory
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from molmoact_policy.language import Rows
     from molmoact_policy.model import MolmoActForActionReasoning
 
+EMBEDDED = "nano"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
@@ -45,10 +47,12 @@ TRAINING_KEYS = (
 
 
 def locate(name: str | Path) -> Path:
-    """The directory of a checkpoint: `name` itself, or a hub repository's newest snapshot in the local cache.
+    """Where a checkpoint is: the embedded "nano", a directory, or a hub repository's snapshot in the local cache.
 
     Never downloads. Raises CheckpointError when there is neither.
     """
+    if str(name) == EMBEDDED:
+        return Path(get_package_share_directory("molmoact_policy")) / "checkpoints" / EMBEDDED
     directory = Path(name).expanduser()
     if directory.is_dir():
         return directory

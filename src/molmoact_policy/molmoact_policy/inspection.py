@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     """The subcommand; the exit code. 1: there is no checkpoint, or it cannot be used."""
     parser = argparse.ArgumentParser(prog="molmoact checkpoint")
     inspect = parser.add_subparsers(required=True).add_parser("inspect", help=__doc__)
-    inspect.add_argument("directory", help="directory, or hub repository in the local cache")
+    inspect.add_argument("directory", help="'nano', a directory, or a hub repository in the local cache")
     options = parser.parse_args(arguments)
     try:
         summary = summarise(checkpoint.locate(options.directory))

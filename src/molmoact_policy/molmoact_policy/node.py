@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ament_index_python.packages import get_package_share_directory
 from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import ActionChunk, Reasoning
 from molmoact_msgs.srv import SetTask, SetTrace
@@ -33,7 +32,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from molmoact_policy.checkpoint import locate
+from molmoact_policy.checkpoint import EMBEDDED, locate
 from molmoact_policy.config import VARIANTS
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW
 from molmoact_policy.errors import EmbodimentError, ObservationError, PolicyError, ReplyError
@@ -44,7 +43,6 @@ from molmoact_policy.runner import Chunk, Runner, Seen, Settings
 from molmoact_policy.task import Refused, Task, Tasks, checked_instruction
 from molmoact_policy.trace import draw_trace
 
-NANO = "nano"
 AUTO = "auto"
 # A camera at 30 Hz may be half a second behind before one of its frames is lost.
 IMAGE_DEPTH = 15
@@ -62,7 +60,7 @@ class PolicyParameters:
     """Parameters of the policy node; config/policy.yaml sets them."""
 
     checkpoint: str = parameter(
-        NANO, "'nano', a directory in the official layout, or a hub repository in the local cache"
+        EMBEDDED, "'nano', a directory in the official layout, or a hub repository in the local cache"
     )
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter(AUTO, "torch device: auto, cpu, cuda, cuda:1, ...")
@@ -186,7 +184,7 @@ class PolicyNode(ManagedNode):
 
     def _load_checkpoint(self) -> None:
         try:
-            self._policy = self._load(_checkpoint_directory(self.p.checkpoint), self.p)
+            self._policy = self._load(locate(self.p.checkpoint), self.p)
         except PolicyError as error:
             raise ConfigurationError(f"parameter 'checkpoint': {error}") from error
         self._embodiment = self._policy.embodiment
@@ -418,13 +416,6 @@ class PolicyNode(ManagedNode):
 
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
-
-
-def _checkpoint_directory(checkpoint: str) -> Path:
-    """Raises CheckpointError when there is no such directory, and no such repository in the hub cache."""
-    if checkpoint == NANO:
-        return Path(get_package_share_directory("molmoact_policy")) / "checkpoints" / NANO
-    return locate(checkpoint)
 
 
 def _milliseconds(name: str, meter: LatencyMeter) -> dict[str, float]:

@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints the actions in metres, radians and 0 (closed) to 1 (open); writes the first picture with "
         f"the trace ({TRACE_PICTURE}), the depth map ({DEPTH_PICTURE}) and everything as numbers ({RECORD}).",
     )
-    parser.add_argument("--checkpoint", required=True, help="directory, or hub repository in the local cache")
+    parser.add_argument(
+        "--checkpoint", required=True, help="'nano', a directory, or a hub repository in the local cache"
+    )
     parser.add_argument("--image", type=Path, action="append", required=True, help="once per camera, in their order")
     parser.add_argument("--instruction", required=True, help="the task in words")
     parser.add_argument("--trace", type=_point, nargs="+", metavar="X,Y", help="steer: 2 to 5 points in 0..255")

@@ -170,6 +170,13 @@ def test_hub_repository_loads_from_the_local_cache_by_its_name(cache: Path) -> N
     assert torch.equal(model.lm_head.weight, load_file(DATA / "tiny_d" / "model.safetensors")["lm_head.weight"])
 
 
+def test_nano_is_the_embedded_checkpoint_wherever_it_is_typed(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (checkpoint.locate("nano") / "model.safetensors").is_file()
+    assert checkpoint.locate("./nano") == Path("nano")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
