@@ -92,7 +92,7 @@ def released_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_vocabulary(path: Path) -> None:
     text = "".join(f"{spell(token)}\n" for token in ranks())
-    path.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+    path.write_bytes(lzma.compress(text.encode(), preset=6 | lzma.PRESET_EXTREME))
 
 
 if __name__ == "__main__":
