@@ -22,6 +22,7 @@ from molmoact_policy.errors import CheckpointError, ObservationError
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 CROP_MODE = "overlap-and-resize-c2"
+PAD_VALUE = 0.0
 
 # Targets of at most this many rows + columns go through torch's other bilinear kernel.
 SMALL_TARGET = 128
@@ -102,12 +103,10 @@ class ImageProcessor:
     def _from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:
         if config.get("crop_mode", CROP_MODE) != CROP_MODE:
             raise ValueError(f"crop_mode {config['crop_mode']!r} not supported ({CROP_MODE})")
-        resize_mode = config.get("resize_mode", "siglip")
-        styles = {style.resize_mode: name for name, style in STYLES.items()}
-        if resize_mode not in styles:
-            raise ValueError(f"resize_mode {resize_mode!r} not supported ({', '.join(styles)})")
+        if config.get("pad_value", PAD_VALUE) != PAD_VALUE:
+            raise ValueError(f"pad_value {config['pad_value']!r} not supported ({PAD_VALUE})")
         return cls(
-            styles[resize_mode],
+            _style_of(config),
             config.get("max_crops", 8),
             max_multi_image_crops=config.get("max_multi_image_crops", 4),
             overlap_margins=config.get("overlap_margins", (4, 4)),
@@ -128,7 +127,7 @@ class ImageProcessor:
             "max_multi_image_crops": self.max_multi_image_crops,
             "overlap_margins": list(self.margins),
             "base_image_input_size": [self.crop_size, self.crop_size],
-            "pad_value": 0.0,
+            "pad_value": PAD_VALUE,
             "image_patch_size": self.patch_size,
             "image_pooling_h": self.pooling_size[0],
             "image_pooling_w": self.pooling_size[1],
@@ -230,6 +229,21 @@ class ImageProcessor:
         return split.reshape(len(crops), side * side, -1)
 
 
+def _style_of(config: Mapping[str, Any]) -> str:
+    """The style that resizes and normalises as the configuration says; what it leaves out is the release's default."""
+    resize_mode = config.get("resize_mode", "siglip")
+    normalize_mode = config.get("normalize_mode", "siglip")
+    styles = {style.resize_mode: name for name, style in STYLES.items()}
+    if resize_mode not in styles:
+        raise ValueError(f"resize_mode {resize_mode!r} not supported ({', '.join(styles)})")
+    expected = STYLES[styles[resize_mode]].normalize_mode
+    if normalize_mode != expected:
+        raise ValueError(
+            f"normalize_mode {normalize_mode!r} with resize_mode {resize_mode!r} not supported ({expected})"
+        )
+    return styles[resize_mode]
+
+
 def check_rgb(image: Any, name: str = "image") -> None:
     """Raises ObservationError unless `image` is a uint8 RGB array [H, W, 3] with at least one pixel."""
     if not isinstance(image, np.ndarray):
@@ -287,7 +301,7 @@ def _fit_and_pad(image: NDArray[np.uint8], size: tuple[int, int]) -> tuple[NDArr
     resized = F.interpolate(unit, (height, width), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     inside = (slice(top, top + height), slice(left, left + width))
-    padded = np.zeros((*size, 3), np.float32)
+    padded = np.full((*size, 3), PAD_VALUE, np.float32)
     padded[inside] = resized.squeeze(0).permute(1, 2, 0).numpy()
     mask = np.zeros(size, np.bool_)
     mask[inside] = True

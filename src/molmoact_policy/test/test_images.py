@@ -1,5 +1,6 @@
 """The image processor against the official one's outputs."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,25 +9,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from molmoact_policy.errors import CheckpointError, ObservationError
-from molmoact_policy.images import ImageProcessor
+from molmoact_policy.images import CLIP_MEAN, CLIP_STD, ImageProcessor
 from PIL import Image
 
 DATA = Path(__file__).parent / "data" / "images"
-NAMES = ["bcz_213x171", "odd_171x398", "odd_517x203", "qvga_320x240", "wide_1500x300"]
+NAMES = sorted(path.stem.removeprefix("d_") for path in DATA.glob("d_*.npz"))
+
+
+def picture_and_record(family: str, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    picture = np.array(Image.open(DATA / f"{name}.png").convert("RGB"))
+    return picture, dict(np.load(DATA / f"{family}_{name}.npz"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("family", "style"), [("d", "siglip2"), ("o", "clip")])
 def test_crops_masks_and_indices_equal_the_official_ones(family: str, style: str, name: str) -> None:
-    picture = np.array(Image.open(DATA / f"{name}.png").convert("RGB"))
-    recorded = np.load(DATA / f"{family}_{name}.npz")
+    picture, recorded = picture_and_record(family, name)
     arrays = ImageProcessor(style, max_crops=8)(picture)
-    assert arrays["images"].shape == tuple(recorded["images_shape"])
-    values = arrays["images"].ravel()[recorded["sample_pos"]]
-    np.testing.assert_allclose(values, recorded["sample_val"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(arrays["image_masks"], recorded["image_masks"], rtol=0, atol=1e-6)
+    crops = arrays["images"]
+    assert (crops.dtype, crops.shape) == (np.float32, tuple(recorded["images_shape"]))
+    np.testing.assert_allclose(crops.ravel()[recorded["sample_pos"]], recorded["sample_val"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(crops.mean((1, 2), np.float64), recorded["crop_mean"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(crops.std((1, 2), np.float64), recorded["crop_std"], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(arrays["image_masks"], recorded["image_masks"])
     np.testing.assert_array_equal(arrays["pooled_patches_idx"], recorded["pooled_patches_idx"])
     np.testing.assert_array_equal(arrays["image_grids"], recorded["image_grids"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stretched_crops_equal_the_official_ones_to_the_bit(name: str) -> None:
+    picture, recorded = picture_and_record("d", name)
+    crops = ImageProcessor("siglip2", max_crops=8)(picture)["images"]
+    assert hashlib.sha256(crops.astype("<f4").tobytes()).hexdigest() == recorded["sha256"]
+
+
+@pytest.mark.parametrize("name", ["odd_517x203", "qvga_320x240"])
+def test_padded_crops_equal_the_official_ones_in_every_value(name: str) -> None:
+    picture, recorded = picture_and_record("o", name)
+    crops = ImageProcessor("clip", max_crops=8)(picture)["images"]
+    half_precision = 2**-11 * np.abs(crops).max()  # what the record was rounded to
+    np.testing.assert_allclose(crops, recorded["images_f16"].astype(np.float32), rtol=0, atol=half_precision)
 
 
 def test_grid_choice_equals_the_official_one() -> None:
@@ -65,9 +87,19 @@ def test_every_patch_of_the_grid_is_used_at_most_once(height: int, width: int, s
 
 
 @pytest.mark.parametrize("style", ["siglip2", "clip"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3840), (2160, 1)])
-def test_extreme_shapes_are_accepted(style: str, shape: tuple[int, int]) -> None:
-    assert np.isfinite(ImageProcessor(style)(np.full((*shape, 3), 7, np.uint8))["images"]).all()
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3840), (2160, 1), (2160, 3840), (3840, 2160)])
+def test_a_plain_picture_of_any_size_stays_plain(style: str, shape: tuple[int, int]) -> None:
+    colour = np.array([7, 130, 255], np.uint8)
+    arrays = ImageProcessor(style)(np.full((*shape, 3), colour, np.uint8))
+    pixels = arrays["images"].reshape(-1, 3)
+    if style == "clip":
+        pixels = np.rint((pixels * CLIP_STD + CLIP_MEAN) * 255)
+        padded = (pixels == 0).all(-1)
+        assert padded.mean() == pytest.approx(1 - arrays["image_masks"].mean(), abs=1e-6)
+        pixels = pixels[~padded]
+    else:
+        pixels = np.rint((pixels + 1) / 2 * 255)
+    assert (pixels == colour).all()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +115,13 @@ def test_extreme_shapes_are_accepted(style: str, shape: tuple[int, int]) -> None
 def test_anything_but_an_rgb_picture_is_refused(image: object) -> None:
     with pytest.raises(ObservationError, match="expected .*uint8 RGB"):
         ImageProcessor()(image)  # type: ignore[arg-type]
+
+
+def test_what_preprocessor_config_leaves_out_is_the_released_default(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    loaded = ImageProcessor.from_pretrained(tmp_path)
+    assert (loaded.style, loaded.max_crops, loaded.max_multi_image_crops) == ("siglip2", 8, 4)
+    assert (loaded.margins, loaded.crop_size, loaded.patch_size, loaded.pooling_size) == ((4, 4), 378, 14, (2, 2))
 
 
 def test_settings_survive_preprocessor_config(tmp_path: Path) -> None:
@@ -105,6 +144,10 @@ def test_settings_survive_preprocessor_config(tmp_path: Path) -> None:
     [
         ({"crop_mode": "resize"}, "crop_mode 'resize'"),
         ({"resize_mode": "dino"}, "resize_mode 'dino'"),
+        ({"normalize_mode": "openai"}, "normalize_mode 'openai' with resize_mode 'siglip'"),
+        ({"resize_mode": "default", "normalize_mode": "siglip"}, "normalize_mode 'siglip' with resize_mode 'default'"),
+        ({"resize_mode": "default"}, "normalize_mode 'siglip' with resize_mode 'default'"),
+        ({"pad_value": 0.5}, "pad_value 0.5"),
         ({"base_image_input_size": [378, 336]}, "expected a square"),
         ({"overlap_margins": [20, 20]}, "leave nothing"),
     ],
