@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -151,9 +152,11 @@ class DepthVQVAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w], or [B, n] laid out as the most square grid -> [B, 1, H, W], not clamped to 0..1.
 
-        Raises ValueError for a code outside the codebook.
+        Raises ValueError for no codes at all or a code outside the codebook.
         """
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_tokens:
+        if not codes.numel():
+            raise ValueError(f"depth codes {list(codes.shape)}: none to decode, expected [B, h, w] or [B, n]")
+        if not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_tokens:
             raise ValueError(
                 f"depth codes {int(codes.min())}..{int(codes.max())} outside 0..{self.config.num_tokens - 1}"
             )
@@ -188,8 +191,10 @@ class DepthVQVAE(nn.Module):
 
 
 def most_square(count: int) -> tuple[int, int]:
-    """Rows and columns (rows <= columns) of `count` codes."""
-    rows = next(rows for rows in range(int(count**0.5), 0, -1) if count % rows == 0)
+    """Rows and columns (rows <= columns) of `count` codes. Raises ValueError for less than one."""
+    if count < 1:
+        raise ValueError(f"a grid of {count} depth codes, expected at least 1")
+    rows = next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)
     return rows, count // rows
 
 
@@ -205,10 +210,10 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a weight file, out of the release's {"weights": ...} and without its "module." prefix."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not readable as tensors only: {error}") from error
     weights = content.get("weights", content) if isinstance(content, dict) else None
