@@ -43,11 +43,10 @@ else
     echo "env.sh: the workspace in $_root is not built: run 'make setup', or 'colcon build' with a system ROS sourced" >&2
 fi
 
-# One machine, large images, no window, and no thread pool competing with the 1 kHz simulation: each can be set beforehand.
+# One machine, large images, no window: each can be set beforehand.
 export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_root/config/fastdds.xml}"
 export ROS_AUTOMATIC_DISCOVERY_RANGE="${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}"
 export MUJOCO_GL="${MUJOCO_GL:-osmesa}"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 unset _root
 unset -f _without_system_ros _source

@@ -117,6 +117,7 @@ EMBODIMENT = {
         "rotation_scale": 1.0,
         "gripper_open": "high",
         "step_period": 0.1,
+        "rows": 8,
         "image_size": [320, 240],
         "cameras": ["front", "wrist"],
         "confirmed": True,

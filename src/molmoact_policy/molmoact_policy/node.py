@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import ActionChunk, Reasoning
 from molmoact_msgs.srv import SetTask, SetTrace
@@ -65,6 +66,7 @@ class PolicyParameters:
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter(AUTO, "torch device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = parameter(AUTO, "of the weights", choices=(AUTO, "float32", "bfloat16", "float16"))
+    threads: int = parameter(0, "of torch on a CPU; 0: one for each core", minimum=0, maximum=1024)
     variant: str = parameter(
         AUTO, "which of the released codes to compute as; auto: as config.json says, else hf", choices=(AUTO, *VARIANTS)
     )
@@ -109,6 +111,8 @@ class PolicyParameters:
 
 def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
     """The checkpoint with its embodiment. Raises CheckpointError or EmbodimentError."""
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
     policy = Policy.from_pretrained(
         directory,
         unnorm_key=parameters.unnorm_key,
