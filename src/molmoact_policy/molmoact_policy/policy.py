@@ -22,6 +22,7 @@ from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
 from molmoact_policy.prompts import reasoning_prompt, steering_prompt
 from molmoact_policy.reply import MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
+from molmoact_policy.tokenizer import DEPTH_TOKENS
 from molmoact_policy.trace import draw_trace
 
 DEPTH_DIRECTORY = "depth_vqvae"
@@ -161,7 +162,7 @@ class Policy:
             raise ObservationError("instruction: is empty")
         if len(instruction) > MAX_INSTRUCTION_LENGTH:
             raise ObservationError(f"instruction: {len(instruction)} characters, at most {MAX_INSTRUCTION_LENGTH}")
-        reserved = {*IMAGE_TOKENS, *self.processor.tokenizer.all_special_tokens}
+        reserved = {*IMAGE_TOKENS, *DEPTH_TOKENS, *self.processor.tokenizer.all_special_tokens}
         found = sorted(token for token in reserved if token in instruction)
         if found:
             raise ObservationError(f"instruction: holds the reserved tokens {', '.join(found)}")

@@ -193,6 +193,7 @@ def test_two_arms_have_room_for_twice_the_reply(directory: Path) -> None:
         ({"instruction": "  "}, "instruction: is empty"),
         ({"instruction": "x" * 10_000}, "instruction: 10000 characters"),
         ({"instruction": "pick <im_patch> up"}, "reserved tokens <im_patch>"),
+        ({"instruction": "pick <DEPTH_7> up"}, "reserved tokens <DEPTH_7>"),
         ({"images": []}, "images: none given"),
         ({"images": [np.zeros((4, 4, 3), np.uint8)]}, r"images: 1 given, expected 2 \(front, wrist\)"),
         ({"images": [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 0, 3), np.uint8)]}, r"wrist image: uint8 \[4, 0, 3\]"),
