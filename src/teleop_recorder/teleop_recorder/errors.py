@@ -5,5 +5,9 @@ class RecordingError(Exception):
     """A bag could not be written; the message names it, the cause, and what is left of it."""
 
 
+class EpisodeError(Exception):
+    """An episode cannot be read, or must not be changed in this way; the message names it."""
+
+
 class DefinitionError(Exception):
     """A message type has no definition on this machine."""
