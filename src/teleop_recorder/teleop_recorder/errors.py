@@ -11,3 +11,7 @@ class EpisodeError(Exception):
 
 class DefinitionError(Exception):
     """A message type has no definition on this machine."""
+
+
+class ConfigurationError(Exception):
+    """A settings file is not usable; the message names it, the entry, and what was expected."""
