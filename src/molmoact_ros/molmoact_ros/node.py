@@ -56,6 +56,7 @@ GRAPH_POLL_S = 0.05
 WORKER_STOP_TIMEOUT_S = 2.0
 # Launch sends SIGTERM 5 s after SIGINT: be gone before.
 END_TIMEOUT_S = 4.5
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Worker:
@@ -344,7 +345,7 @@ def run(node_type: Callable[[], ManagedNode], args: list[str] | None = None) -> 
     except KeyboardInterrupt:
         rclpy.shutdown()
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTS:
         signal.signal(number, lambda *_: _interrupt(node))
     executor = MultiThreadedExecutor(num_threads=EXECUTOR_THREADS)
     executor.add_node(node)
@@ -362,6 +363,9 @@ def run(node_type: Callable[[], ManagedNode], args: list[str] | None = None) -> 
 
 
 def _interrupt(node: ManagedNode) -> None:
+    # `ros2 launch` repeats a Ctrl-C that its nodes had already: while the interpreter ends nobody would handle it.
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_late, name="end watchdog", daemon=True).start()
     node.end("interrupted by the operator")
 

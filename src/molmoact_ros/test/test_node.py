@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def test_interrupted_node_stops_with_the_reason_tears_down_and_exits_with_zero(s
     node.process.send_signal(number)
     assert node.end() == 0
     assert [line.split("]: ")[1] for line in node.lines[-2:]] == ["stop: interrupted by the operator", "tear down"]
+
+
+def test_interrupt_that_is_repeated_until_the_end_changes_nothing(start):
+    node = start()
+    node.wait_for("start")
+    while node.process.poll() is None:
+        node.process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    assert node.end() == 0
+    assert sum("tear down" in line for line in node.lines) == 1
 
 
 @pytest.mark.parametrize(
