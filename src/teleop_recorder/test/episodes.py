@@ -115,6 +115,7 @@ def make_episode(
     instruction: str = "pick up the red cube",
     outcome: str = "success",
     reason: str = "",
+    events: Sequence[str] = (),
     compressed: bool = False,
     size: tuple[int, int] = (64, 48),
     edit: Edit | None = None,
@@ -127,6 +128,7 @@ def make_episode(
         seconds: Its length.
         still_s: The arm does not move for so long at the beginning; all the time with `seconds`.
         task, instruction, outcome, reason: Its labels; with outcome "interrupted" the last word of the recorder lacks.
+        events: What the recorder noticed.
         compressed: Cameras as JPEG on <topic>/compressed.
         size: Of the pictures, (W, H).
         edit: What to make of the messages before they are written; they are in the order of receipt.
@@ -137,7 +139,7 @@ def make_episode(
         *_pictures(store, FRONT, 0.0, seconds, size, 0, compressed),
         *_pictures(store, WRIST, 1 / 3, seconds, size, 1, compressed),
         *_states(store, seconds, still_s),
-        *_statuses(store, seconds, task, instruction, outcome, reason),
+        *_statuses(store, seconds, task, instruction, outcome, reason, events),
     ]
     samples.sort(key=lambda sample: sample.log_ns)
     write_samples(directory, edit(samples) if edit is not None else samples, store)
@@ -250,8 +252,16 @@ def _states(store: Typestore, seconds: float, still_s: float) -> Iterator[Sample
 
 
 def _statuses(
-    store: Typestore, seconds: float, task: str, instruction: str, outcome: str, reason: str
+    store: Typestore,
+    seconds: float,
+    task: str,
+    instruction: str,
+    outcome: str,
+    reason: str,
+    events: Sequence[str],
 ) -> Iterator[Sample]:
+    duration = store.types["builtin_interfaces/msg/Duration"]
+
     def status(log_ns: int, state: int, outcome: str, reason: str) -> Sample:
         length_ns = log_ns - START_NS
         message = store.types[STATUS_TYPE](
@@ -262,12 +272,17 @@ def _statuses(
             instruction=instruction,
             outcome=outcome,
             reason=reason,
-            length=store.types["builtin_interfaces/msg/Duration"](*divmod(length_ns, 10**9)),
+            length=duration(*divmod(length_ns, 10**9)),
             topics=[],
             rates_hz=np.zeros(0),
+            required_hz=np.zeros(0),
             messages=np.zeros(0, np.uint64),
+            dropped=np.zeros(0, np.uint64),
+            largest_camera_gap=duration(0, 0),
+            megabytes_per_second=0.0,
             bytes_written=0,
             disk_free_bytes=10**12,
+            events=list(events),
         )
         return Sample(STATUS_TOPIC, log_ns, STATUS_TYPE, message)
 
