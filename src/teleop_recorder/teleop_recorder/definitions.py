@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import struct
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from teleop_recorder.errors import DefinitionError
+
+_CDR_HEADER_BYTES = 4
 
 
 def installed_typestore() -> Typestore:
@@ -46,6 +50,23 @@ def message_class(name: str) -> type:
         raise DefinitionError(f"message type {name}: {error}") from error
 
 
+def begins_with_stamp(typestore: Typestore, name: str) -> bool:
+    """Whether the first thing in the message `name` is a time, of its own or of its header."""
+    _, fields = typestore.fielddefs[name]
+    if not fields:
+        return False
+    kind, content = fields[0][1]
+    if kind != Nodetype.NAME:
+        return False
+    return content == "builtin_interfaces/msg/Time" or begins_with_stamp(typestore, str(content))
+
+
+def leading_stamp(message: bytes) -> int:
+    """The time (ns) at the beginning of a serialized message that `begins_with_stamp`."""
+    seconds, nanoseconds = struct.unpack_from("<iI", message, _CDR_HEADER_BYTES)
+    return seconds * 10**9 + nanoseconds
+
+
 def _definition_file(name: str) -> Path:
     package, kind, message = name.split("/")
     try:
@@ -59,8 +80,6 @@ def _definition_file(name: str) -> Path:
 
 def _message_names(description: tuple) -> list[str]:
     """Names of messages in a field description of rosbags, (node type, content); arrays hold another description."""
-    from rosbags.interfaces import Nodetype
-
     kind, content = description
     if kind == Nodetype.NAME:
         return [content]

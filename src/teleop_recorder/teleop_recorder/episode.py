@@ -29,6 +29,8 @@ from rosbags.typesys.store import Typestore
 from teleop_recorder.errors import EpisodeError
 
 METADATA = "metadata.yaml"
+# A discarded episode has this file as well: metadata.yaml may be lost, or written anew by `ros2 bag reindex`.
+DISCARD_MARK = "DISCARDED"
 STATUS_TOPIC = "/episode_status"
 STATUS_TYPE = "molmoact_msgs/msg/EpisodeStatus"
 
@@ -65,6 +67,12 @@ class TopicFacts:
     first_ns: int = 0
     last_ns: int = 0
 
+    def add(self, log_ns: int) -> None:
+        """One more message."""
+        self.first_ns = min(self.first_ns, log_ns) if self.count else log_ns
+        self.last_ns = max(self.last_ns, log_ns)
+        self.count += 1
+
 
 @dataclass
 class Episode:
@@ -85,10 +93,7 @@ class Episode:
         episode = cls(directory, Labels(), closed=(directory / METADATA).is_file())
         status: bytes | None = None
         for message in episode._records():
-            facts = episode.topics[message.topic]
-            facts.count += 1
-            facts.first_ns = facts.first_ns or message.log_ns
-            facts.last_ns = message.log_ns
+            episode.topics[message.topic].add(message.log_ns)
             episode.begin_ns = episode.begin_ns or message.log_ns
             episode.end_ns = max(episode.end_ns, message.log_ns)
             if message.topic == STATUS_TOPIC:
@@ -96,6 +101,8 @@ class Episode:
         if status is not None:
             episode.labels = _labels_from(episode.decode(STATUS_TOPIC, status))
         episode.labels = _decided(episode.labels, episode._custom_data())
+        if (directory / DISCARD_MARK).exists():
+            episode.labels = replace(episode.labels, outcome=DISCARD)
         return episode
 
     @property
@@ -148,6 +155,8 @@ class Episode:
             raise EpisodeError(f"episode {self.name}: was discarded, which is for good")
         if not self.closed:
             raise EpisodeError(f"episode {self.name}: was never closed; recover it first")
+        if outcome == DISCARD:
+            mark_discarded(self.directory)
         metadata = self._metadata()
         information = metadata["rosbag2_bagfile_information"]
         information["custom_data"] = {**(information.get("custom_data") or {}), **changes}
@@ -200,6 +209,11 @@ def find_episodes(root: str | Path) -> list[Path]:
     """Directories below `root` (or `root` itself) that hold an MCAP file, by name."""
     root = Path(root)
     return sorted({file.parent for file in root.rglob("*.mcap")})
+
+
+def mark_discarded(directory: Path) -> None:
+    """Discard an episode for good, whatever becomes of its other files."""
+    write_atomically(directory / DISCARD_MARK, "This episode was discarded and is never exported.\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import re
-import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 
 from teleop_recorder.bag import BagWriter, TopicInfo
-from teleop_recorder.definitions import add_installed_type, installed_typestore, message_class
-from teleop_recorder.errors import DefinitionError, RecordingError
+from teleop_recorder.definitions import add_installed_type, installed_typestore, leading_stamp, message_class
+from teleop_recorder.errors import DefinitionError, DiskFullError, RecordingError
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
@@ -161,7 +160,7 @@ class TopicRecorder:
         self._subscriptions.append(self._node.create_subscription(kind, name, receive, qos, raw=True))
 
     def _image_is_due(self, name: str, message: bytes) -> bool:
-        stamp_ns = _stamp_of(message)
+        stamp_ns = leading_stamp(message)
         # Somewhat early counts as due: else 30 Hz thinned to 10 Hz becomes 7.5 Hz by jitter.
         since_ns = stamp_ns - self._last_image_ns.get(name, 0)
         if 0 <= since_ns < (1.0 - JITTER) * 1e9 / self._settings.image_rate:
@@ -176,7 +175,7 @@ class TopicRecorder:
                 info, stamp_ns, message = item
                 source = info.name
                 if info.type == IMAGE_TYPE:
-                    info, message = self._compressed(info, message)
+                    info, message = compressed(info, message, self._settings.jpeg_quality)
                 if info.name not in known:
                     add_installed_type(self._typestore, info.type)
                     self._bag.add_topic(info)
@@ -184,26 +183,38 @@ class TopicRecorder:
                 self._bag.write(info.name, stamp_ns, message)
                 self.counts[source].written += 1
             self._bag.close()
+        except DiskFullError as error:
+            self._failure = str(error)
+            self._close_bag()
+            self._discard_until_closed()
         except Exception as error:  # whatever it was, close() must not wait for a thread that is gone
             self._failure = str(error) if isinstance(error, RecordingError) else f"recorder: {error!r}"
-            while self._queue.get() is not None:  # until closed, so that the callbacks do not count drops
-                pass
+            self._discard_until_closed()
 
-    def _compressed(self, info: TopicInfo, message: bytes) -> tuple[TopicInfo, bytes]:
-        """As JPEG or PNG; unchanged where the encoding is one that neither can hold."""
-        image = deserialize_message(message, Image)
+    def _close_bag(self) -> None:
         try:
-            picture = image_to_array(image, info.name)
-            encoding = "jpeg" if picture.dtype == "uint8" else "png"
-            compressed = array_to_compressed(
-                picture, encoding, self._settings.jpeg_quality, image.header.stamp, image.header.frame_id
-            )
-        except ImageError:
-            return info, message
-        return TopicInfo(f"{info.name}/compressed", COMPRESSED_TYPE, info.reliable), serialize_message(compressed)
+            self._bag.close()
+        except RecordingError as error:
+            self._failure = f"{self._failure}; {error}"
+
+    def _discard_until_closed(self) -> None:
+        """So that the callbacks count no drops."""
+        while self._queue.get() is not None:
+            pass
 
 
-def _stamp_of(message: bytes) -> int:
-    """Nanoseconds in the header of a serialized message whose first field it is: 4 bytes of CDR, sec, nanosec."""
-    seconds, nanoseconds = struct.unpack_from("<iI", message, 4)
-    return seconds * 10**9 + nanoseconds
+def compressed(info: TopicInfo, message: bytes, jpeg_quality: int) -> tuple[TopicInfo, bytes]:
+    """An image as JPEG, or PNG when it has more than 8 bits; unchanged where the encoding is one neither can hold."""
+    image = deserialize_message(message, Image)
+    try:
+        picture = image_to_array(image, info.name)
+        encoding = "jpeg" if picture.dtype == "uint8" else "png"
+        packed = array_to_compressed(picture, encoding, jpeg_quality, image.header.stamp, image.header.frame_id)
+    except ImageError:
+        return info, message
+    return compressed_topic(info), serialize_message(packed)
+
+
+def compressed_topic(info: TopicInfo) -> TopicInfo:
+    """The topic that holds the images of `info` once they are compressed."""
+    return TopicInfo(f"{info.name}/compressed", COMPRESSED_TYPE, info.reliable)
