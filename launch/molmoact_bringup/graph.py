@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from molmoact_bringup.errors import ConfigurationError
 
 EMBEDDED_CHECKPOINT = "nano"
+SCRIPTED = "scripted"
+TELEOP_DEVICES = ("keyboard", "gamepad", "spacemouse", "leader", SCRIPTED)
 
 ParameterValue = bool | int | float | str | list[str]
+A = TypeVar("A", bound="RobotArguments")
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,14 @@ def _argument(default: str, description: str, choices: tuple[str, ...] = ()):
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """The launch arguments. All are text, as a command line gives them.
+class RobotArguments:
+    """Which robot, in the launch arguments of every system. All are text, as a command line gives them.
 
     Raises:
         ConfigurationError: a value is not one of its choices, or the real robot has no camera serial numbers.
     """
 
     robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
-    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano', a directory, or a hub repository in the local cache")
-    instruction: str = _argument("", "what to do, in words; empty: wait for set_task or run_task")
     front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
     wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")
     use_sim_time: str = _argument("false", "robot:=sim only: run on the simulator's clock", ("false", "true"))
@@ -72,7 +74,7 @@ class Deployment:
                 raise ConfigurationError("argument 'use_sim_time': a real robot runs on the wall clock")
 
     @classmethod
-    def from_arguments(cls, arguments: Iterable[str]) -> Deployment:
+    def from_arguments(cls: type[A], arguments: Iterable[str]) -> A:
         """From ``name:=value`` strings.
 
         Raises:
@@ -90,11 +92,26 @@ class Deployment:
         return cls(**values)
 
 
-def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
-    """The nodes of one arm with a front and a wrist camera.
+@dataclass(frozen=True)
+class Deployment(RobotArguments):
+    """The launch arguments of a system in which a policy acts."""
 
-    The real arm's own driver and Cartesian controller (``robot:=fr3``) belong to the laboratory: they run already,
-    from its own launch file, and offer the topics that the bridge's parameters name.
+    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano', a directory, or a hub repository in the local cache")
+    instruction: str = _argument("", "what to do, in words; empty: wait for set_task or run_task")
+
+
+@dataclass(frozen=True)
+class RecordingDeployment(RobotArguments):
+    """The launch arguments of a system in which demonstrations are recorded."""
+
+    device: str = _argument(
+        "keyboard", "what teleoperates; the keyboard is started by hand, in a terminal of its own", TELEOP_DEVICES
+    )
+    episodes: str = _argument("episodes", "directory of the recorded episodes")
+
+
+def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
+    """The nodes of one arm with a front and a wrist camera, and its policy.
 
     Args:
         deployment: The launch arguments.
@@ -115,6 +132,47 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
             "embodiments": str(_parameter_file(config, "embodiments.yaml")),
         },
     )
+    return *_robot(deployment, config), _on_its_clock(policy, deployment)
+
+
+def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, ...]:
+    """The nodes of one arm with two cameras, a recorder and, but for the keyboard, what teleoperates.
+
+    Raises:
+        ConfigurationError: a parameter file is missing, or the scripted operator shall move a real arm.
+    """
+    recorder = NodeSpec(
+        package="teleop_recorder",
+        executable="recorder",
+        name="recorder",
+        parameter_files=(_parameter_file(config, "recorder.yaml"),),
+        parameters={"directory": str(Path(deployment.episodes).expanduser().resolve())},
+    )
+    nodes = *_robot(deployment, config), _on_its_clock(recorder, deployment)
+    if deployment.device == "keyboard":
+        return nodes
+    if deployment.device == SCRIPTED:
+        if deployment.robot != "sim":
+            raise ConfigurationError("argument 'device': the scripted operator knows the simulator's scene only")
+        teleop = NodeSpec(package="franka_sim", executable="scripted_teleop", name="scripted_teleop")
+    else:
+        name = f"teleop_{deployment.device}"
+        teleop = NodeSpec(
+            package="teleop_recorder",
+            executable=name,
+            name=name,
+            parameter_files=(_parameter_file(config, "teleop.yaml"),),
+        )
+    return *nodes, _on_its_clock(teleop, deployment)
+
+
+def _robot(deployment: RobotArguments, config: Path) -> tuple[NodeSpec, ...]:
+    """The robot's side of a system: cameras and safety layer, and the simulator where that is the robot.
+
+    The real arm's own driver and Cartesian controller (``robot:=fr3``) belong to the laboratory: they run already,
+    from its own launch file, and offer the topics that the bridge's parameters name.
+    """
+    robot = _parameter_file(config, f"robots/{deployment.robot}.yaml")
     bridge = NodeSpec(
         package="franka_bridge",
         executable="franka_bridge",
@@ -127,7 +185,6 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
             _realsense("front", deployment.front_serial, cameras),
             _realsense("wrist", deployment.wrist_serial, cameras),
             bridge,
-            policy,
         )
     simulator = NodeSpec(
         package="franka_sim",
@@ -139,9 +196,12 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
     if deployment.use_sim_time == "true":
         simulator = _with_parameters(simulator, publish_clock=True)
         # Simulated time waits for whoever is late: nothing has to run before it.
-        bridge = _with_parameters(bridge, use_sim_time=True, realtime_priority=0)
-        policy = _with_parameters(policy, use_sim_time=True)
-    return simulator, bridge, policy
+        bridge = _with_parameters(bridge, realtime_priority=0)
+    return simulator, _on_its_clock(bridge, deployment)
+
+
+def _on_its_clock(node: NodeSpec, deployment: RobotArguments) -> NodeSpec:
+    return _with_parameters(node, use_sim_time=True) if deployment.use_sim_time == "true" else node
 
 
 def _realsense(camera: str, serial: str, parameters: Path) -> NodeSpec:

@@ -7,13 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
 
 from molmoact_bringup.domain import LAST_DOMAIN, check_names_are_free, choose_domain
 from molmoact_bringup.errors import BringupError, ConfigurationError
-from molmoact_bringup.graph import Deployment, NodeSpec, single_arm
+from molmoact_bringup.graph import Deployment, NodeSpec, RecordingDeployment, RobotArguments, recording, single_arm
 from molmoact_bringup.supervisor import Command, Interrupted, Supervisor, interrupted_by_signals
+
+POLICY = "policy"
+SYSTEMS: dict[str, tuple[type[RobotArguments], Callable[[Any, Path], tuple[NodeSpec, ...]]]] = {
+    POLICY: (Deployment, single_arm),
+    "recording": (RecordingDeployment, recording),
+}
 
 _COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI foregrounds, one node each
 
@@ -83,14 +90,21 @@ def coloured_output(names: Iterable[str], terminal: bool) -> Callable[[str, str]
 
 
 def up(arguments: Sequence[str]) -> str:
-    """Run the system of these launch arguments until a node ends or a signal comes; the reason.
+    """Run a system until a node ends or a signal comes; the reason.
+
+    Args:
+        arguments: One of SYSTEMS, which may be left out for the policy's, and launch arguments.
 
     Raises:
         BringupError: it could not be started, or a node ended; the message says which and why.
     """
-    deployment = Deployment.from_arguments(arguments)
+    named = arguments[0] if arguments and "=" not in arguments[0] else POLICY
+    if named not in SYSTEMS:
+        raise ConfigurationError(f"system '{named}': expected one of {', '.join(SYSTEMS)}")
+    kind, nodes_of = SYSTEMS[named]
+    deployment = kind.from_arguments(argument for argument in arguments if argument != named)
     config = config_directory()
-    nodes = single_arm(deployment, config)
+    nodes = nodes_of(deployment, config)
     simulated = deployment.robot == "sim"
     # A real arm's controllers are in the default domain, and so is a simulated one if it can, for plain clients to see.
     domain = choose_domain(os.environ, range(LAST_DOMAIN + 1) if simulated else (0,))
@@ -109,7 +123,7 @@ def up(arguments: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of ``molmoact up name:=value …``; the exit code."""
+    """Entry point of ``molmoact up [policy | recording] name:=value …``; the exit code."""
     try:
         reason = up(sys.argv[1:] if arguments is None else arguments)
     except BringupError as error:

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pytest
 from molmoact_bringup.errors import ConfigurationError
-from molmoact_bringup.graph import Deployment, single_arm
+from molmoact_bringup.graph import Deployment, RecordingDeployment, recording, single_arm
 
-FILES = ("policy", "bridge", "sim", "cameras", "embodiments", "robots/sim", "robots/fr3", "scenes/tabletop")
+FILES = (
+    "policy",
+    "bridge",
+    "sim",
+    "cameras",
+    "embodiments",
+    "recorder",
+    "teleop",
+    "robots/sim",
+    "robots/fr3",
+    "scenes/tabletop",
+)
 
 
 @pytest.fixture
@@ -69,7 +80,7 @@ def test_embedded_checkpoint_is_meant_by_its_name_also_beside_a_directory_of_tha
     [
         (["robot:=ur5"], "argument 'robot': 'ur5' is not one of sim, fr3"),
         (["robot=sim"], "argument 'robot=sim': expected name:=value"),
-        (["rboot:=sim"], "argument 'rboot': unknown, expected one of robot, checkpoint"),
+        (["rboot:=sim"], "argument 'rboot': unknown, expected one of robot, front_serial"),
         (["robot:=fr3", "wrist_serial:=1"], "argument 'front_serial': needed for robot:=fr3"),
         (
             ["robot:=fr3", "front_serial:=1", "wrist_serial:=2", "use_sim_time:=true"],
@@ -80,6 +91,35 @@ def test_embedded_checkpoint_is_meant_by_its_name_also_beside_a_directory_of_tha
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         Deployment.from_arguments(arguments)
+
+
+def recording_nodes(config: Path, *arguments: str) -> dict:
+    return {node.name: node for node in recording(RecordingDeployment.from_arguments(arguments), config)}
+
+
+@pytest.mark.parametrize(
+    ("device", "teleop"),
+    [
+        ("keyboard", set()),  # it needs a terminal of its own
+        ("gamepad", {"teleop_gamepad"}),
+        ("spacemouse", {"teleop_spacemouse"}),
+        ("leader", {"teleop_leader"}),
+        ("scripted", {"scripted_teleop"}),
+    ],
+)
+def test_recording_has_a_recorder_and_the_chosen_device_in_the_place_of_the_policy(config, device, teleop):
+    assert set(recording_nodes(config, f"device:={device}")) == {"franka_sim", "franka_bridge", "recorder"} | teleop
+
+
+def test_episodes_go_where_the_operator_stands(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorder = recording_nodes(config, "episodes:=takes", "use_sim_time:=true")["recorder"]
+    assert recorder.parameters == {"directory": str(tmp_path / "takes"), "use_sim_time": True}
+
+
+def test_scripted_operator_never_moves_a_real_arm(config):
+    with pytest.raises(ConfigurationError, match="knows the simulator's scene only"):
+        recording_nodes(config, "device:=scripted", "robot:=fr3", "front_serial:=1", "wrist_serial:=2")
 
 
 def test_missing_parameter_file_is_named(config):

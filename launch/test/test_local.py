@@ -78,6 +78,11 @@ def test_lines_are_coloured_on_a_terminal_only(capsys):
     assert coloured == "\033[36m[policy]       \033[0m ready"
 
 
+def test_unknown_system_ends_the_command_with_those_there_are(capsys):
+    assert local.main(["training", "robot:=sim"]) == 1
+    assert "system 'training': expected one of policy, recording" in capsys.readouterr().err
+
+
 def test_wrong_argument_ends_the_command_with_its_reason(capsys):
     assert local.main(["robot:=ur5"]) == 1
     assert "argument 'robot': 'ur5' is not one of sim, fr3" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""The graph for `ros2 launch`. Only launch files import this: launch_ros is there wherever they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.events.process import ProcessExited
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from molmoact_bringup.graph import NodeSpec, RobotArguments
+from molmoact_bringup.local import config_directory
+
+A = TypeVar("A", bound=RobotArguments)
+
+
+def launch_description(arguments: type[A], nodes: Callable[[A, Path], tuple[NodeSpec, ...]]) -> LaunchDescription:
+    """A system whose launch arguments are the fields of `arguments`."""
+
+    def nodes_of_the_graph(context: LaunchContext) -> list[Node]:
+        values = {name.name: LaunchConfiguration(name.name).perform(context) for name in fields(arguments)}
+        return [launch_node(spec) for spec in nodes(arguments(**values), config)]
+
+    config = config_directory()
+    declarations = [
+        DeclareLaunchArgument(
+            argument.name,
+            default_value=argument.default,
+            description=argument.metadata["description"],
+            choices=argument.metadata["choices"] or None,
+        )
+        for argument in fields(arguments)
+    ]
+    large_images = SetEnvironmentVariable(
+        "FASTRTPS_DEFAULT_PROFILES_FILE",
+        EnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", default_value=str(config / "fastdds.xml")),
+    )
+    return LaunchDescription([*declarations, large_images, OpaqueFunction(function=nodes_of_the_graph)])
+
+
+def launch_node(spec: NodeSpec) -> Node:
+    return Node(
+        package=spec.package,
+        executable=spec.executable,
+        name=spec.name,
+        namespace=spec.namespace,
+        # Without a type, launch_ros would read a serial number of digits as an integer.
+        parameters=[
+            *(str(file) for file in spec.parameter_files),
+            {name: ParameterValue(value, value_type=type(value)) for name, value in spec.parameters.items()},
+        ],
+        remappings=list(spec.remappings),
+        output="both",
+        on_exit=end_the_system,
+    )
+
+
+def end_the_system(event: ProcessExited, context: LaunchContext) -> None:
+    """A raised error ends every node and is the exit code of `ros2 launch`; the action Shutdown would leave it at 0."""
+    if not context.is_shutdown:
+        raise RuntimeError(f"{event.process_name} exited with code {event.returncode}")
