@@ -11,6 +11,7 @@ from franka_bridge.parameters import BridgeParameters
 from franka_sim.parameters import SimulatorParameters
 from molmoact_policy.node import PolicyParameters
 from molmoact_ros.parameters import Declared, declarations
+from teleop_recorder.parameters import RecorderParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -18,6 +19,7 @@ NODES = {
     "policy": ("config/policy.yaml", PolicyParameters),
     "franka_bridge": ("config/bridge.yaml", BridgeParameters),
     "franka_sim": ("config/sim.yaml", SimulatorParameters),
+    "recorder": ("config/recorder.yaml", RecorderParameters),
 }
 GENERATED = "<!-- written by scripts/generate_reference.py; do not edit -->\n"
 

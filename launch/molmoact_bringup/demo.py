@@ -208,7 +208,7 @@ def run_episodes(run: Run) -> None:
 
 def recorder_settings(config: Path) -> RecorderSettings:
     """The settings of ``recorder.yaml``."""
-    values = yaml.safe_load((config / "recorder.yaml").read_text(encoding="utf-8"))["recorder"]["ros__parameters"]
+    values = yaml.safe_load((config / "recorder.yaml").read_text(encoding="utf-8"))["demo_recorder"]["ros__parameters"]
     return RecorderSettings(
         exclude=tuple(values["exclude"]), image_rate=values["image_rate"], jpeg_quality=values["jpeg_quality"]
     )

@@ -19,6 +19,7 @@ class PolledSubscription:
 
     def __init__(self, node: Node, message_type: type, topic: str, qos: QoSProfile, raw: bool = False) -> None:
         """With `raw` messages are serialized bytes."""
+        self._node = node
         self._subscription = node.create_subscription(
             message_type, topic, _never_called, qos, callback_group=_PolledGroup(), raw=raw
         )
@@ -30,12 +31,20 @@ class PolledSubscription:
 
     def take(self) -> list[Any]:
         """The messages that have come since the last call, oldest first. InvalidHandle once it is destroyed."""
+        return [message for message, _ in self.take_with_info()]
+
+    def take_with_info(self) -> list[tuple[Any, dict[str, Any]]]:
+        """As `take`, each with what the middleware says of it: received_timestamp, source_timestamp (ns), …"""
         messages = []
         subscription = self._subscription
         with subscription.handle:
             while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
-                messages.append(taken[0])
+                messages.append(taken)
         return messages
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._node.destroy_subscription(self._subscription)
 
 
 class _PolledGroup(CallbackGroup):
