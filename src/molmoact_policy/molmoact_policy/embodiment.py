@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,13 +118,18 @@ class Embodiment:
 
     def picture(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What the checkpoint is shown of a camera's picture: uint8 RGB [H, W, 3], resized and cropped."""
-        if self.image_size is not None and self.image_size != image.shape[1::-1]:
-            resize = _shrink_by_area if self.image_resize == "area" else resize_image
-            image = resize(image, self.image_size)
+        if self.image_size is not None:
+            image = self.resized(image, self.image_size)
         if self.image_crop_area < 1.0:
             height, width = image.shape[:2]
             image = resize_image(_centre(image, self.image_crop_area), (width, height))
         return image
+
+    def resized(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """uint8 RGB [H, W, 3] at `size` (width, height) in the way of `image_resize`; the same array if it has it."""
+        if size == image.shape[1::-1]:
+            return image
+        return (_shrink_by_area if self.image_resize == "area" else resize_image)(image, size)
 
     def to_deltas(self, actions: ArrayLike) -> list[Delta]:
         """Rows [N, 7] of one arm, as the reply's statistics give them, in SI units; the gripper is clipped to 0..1."""
@@ -138,6 +144,20 @@ class Embodiment:
             grippers = 1.0 - grippers
         translations = actions[:, :3] * self.translation_scale
         return [Delta(*row) for row in zip(translations, rotations, grippers.tolist(), strict=True)]
+
+    def from_deltas(self, deltas: Sequence[Delta]) -> NDArray[np.float64]:
+        """Rows [N, 7] of one arm that `to_deltas` turns back into these steps (rotations of at most half a turn)."""
+        actions = np.empty((len(deltas), ROW))
+        if not deltas:
+            return actions
+        rotations = np.array([delta.rotation for delta in deltas])
+        if self.rotation == "rpy":
+            rotations = Rotation.from_rotvec(rotations).as_euler("xyz")
+        grippers = np.array([delta.gripper for delta in deltas]).clip(0.0, 1.0)
+        actions[:, :3] = np.array([delta.translation for delta in deltas]) / self.translation_scale
+        actions[:, 3:6] = rotations / self.rotation_scale
+        actions[:, 6] = 1.0 - grippers if self.gripper_open == "low" else grippers
+        return actions
 
 
 def _read(path: str | Path) -> dict[str, Any]:

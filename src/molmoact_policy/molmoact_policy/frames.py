@@ -67,20 +67,46 @@ class FrameBuffer:
         self._refuse_missing_or_old(now)
         with self._lock:
             # The camera that is behind decides; of the others the frame taken closest to its newest one counts.
-            reference = min(frames[-1].stamp for frames in self._frames.values())
-            chosen = {
-                camera: min(frames, key=lambda frame: abs(frame.stamp - reference))
-                for camera, frames in self._frames.items()
-            }
+            chosen = self._closest_to(min(frames[-1].stamp for frames in self._frames.values()))
         if min(frame.stamp for frame in chosen.values()) < not_before:
             return None
         self._refuse_out_of_sync(chosen)
         return tuple(chosen.values())
 
-    def _refuse_missing_or_old(self, now: int) -> None:
+    def beside(self, moment: int) -> tuple[Frame, ...]:
+        """The frames taken closest to `moment` (ns), before it or after, in the order of the cameras: for recordings,
+        where what comes after is known as well.
+
+        Raises ObservationError naming the camera whose images are missing, too far from `moment`, or out of sync.
+        """
+        self._refuse_missing(moment)
+        with self._lock:
+            chosen = self._closest_to(moment)
+        for camera, frame in chosen.items():
+            apart = abs(frame.stamp - moment) / SECOND
+            if apart > self._max_image_age:
+                raise ObservationError(
+                    f"{camera} camera: closest image is {apart:.3f} s away, at most {self._max_image_age} s allowed"
+                )
+        self._refuse_out_of_sync(chosen)
+        return tuple(chosen.values())
+
+    def _closest_to(self, moment: int) -> dict[str, Frame]:
+        return {
+            camera: min(frames, key=lambda frame: abs(frame.stamp - moment)) for camera, frames in self._frames.items()
+        }
+
+    def _refuse_missing(self, now: int) -> dict[str, float]:
+        """The ages, none of which is None."""
+        ages = {}
         for camera, age in self.ages(now).items():
             if age is None:
                 raise ObservationError(f"{camera} camera: no image yet")
+            ages[camera] = age
+        return ages
+
+    def _refuse_missing_or_old(self, now: int) -> None:
+        for camera, age in self._refuse_missing(now).items():
             if age > self._max_image_age:
                 raise ObservationError(
                     f"{camera} camera: newest image is {age:.3f} s old, at most {self._max_image_age} s allowed"

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from molmoact_policy.embodiment import Embodiment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from molmoact_policy.embodiment import Delta, Embodiment
 from molmoact_policy.errors import EmbodimentError
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -125,6 +127,37 @@ def test_simpler_env_actions_are_those_of_its_evaluation(key: str) -> None:
         difference = Rotation.from_rotvec(delta.rotation).inv() * Rotation.from_rotvec(step["rot_axangle"])
         assert difference.magnitude() < 1e-9
         assert delta.gripper == pytest.approx(np.clip(step["decoded"][6], 0, 1))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["rotation_vector", "rpy"]),
+    st.sampled_from(["high", "low"]),
+    st.floats(0.01, 10),
+    st.floats(0.01, 10),
+    st.lists(
+        st.tuples(*[st.floats(-0.5, 0.5)] * 3, *[st.floats(-1.8, 1.8)] * 3, st.floats(0, 1)), min_size=0, max_size=5
+    ),
+)
+def test_steps_written_as_actions_are_the_same_steps_when_read(rotation, gripper, metres, radians, steps) -> None:
+    embodiment = Embodiment(
+        frame="base",
+        rotation=rotation,
+        translation_scale=metres,
+        rotation_scale=radians,
+        gripper_open=gripper,
+        step_period=0.1,
+        cameras=("front",),
+        rows=None,
+    )
+    deltas = [Delta(np.array(step[:3]), np.array(step[3:6]), step[6]) for step in steps]
+    actions = embodiment.from_deltas(deltas)
+    assert actions.shape == (len(steps), 7)
+    for wrote, read in zip(deltas, embodiment.to_deltas(actions), strict=True):
+        np.testing.assert_allclose(read.translation, wrote.translation, atol=1e-12)
+        difference = Rotation.from_rotvec(wrote.rotation).inv() * Rotation.from_rotvec(read.rotation)
+        assert difference.magnitude() < 1e-6
+        assert read.gripper == pytest.approx(wrote.gripper, abs=1e-12)
 
 
 def picture(name: str) -> np.ndarray:

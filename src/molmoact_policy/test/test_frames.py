@@ -88,3 +88,27 @@ def test_whatever_is_returned_keeps_every_limit(front, wrist, not_before):
     if frames is not None:
         assert max(frames) - min(frames) <= 20
         assert min(frames) >= max(not_before, 500 - 200 - 20)
+
+
+def beside(buffer: FrameBuffer, moment: int):
+    return tuple(frame.message for frame in buffer.beside(moment * MS))
+
+
+def test_frames_beside_a_moment_may_have_been_taken_after_it():
+    buffer = buffer_with(front=[0, 33, 66], wrist=[10, 43, 76])
+    assert beside(buffer, 40) == (33, 43)
+    assert beside(buffer, 60) == (66, 76)
+
+
+def test_camera_without_a_frame_beside_the_moment_is_named_with_its_distance():
+    buffer = buffer_with(front=[0, 33, 66], wrist=[10, 300], max_image_age=0.1)
+    with pytest.raises(ObservationError, match=r"^wrist camera: closest image is 0.110 s away, at most 0.1 s allowed"):
+        beside(buffer, 120)
+    with pytest.raises(ObservationError, match=r"^wrist camera: no image yet"):
+        beside(buffer_with(front=[0]), 0)
+
+
+def test_frames_beside_a_moment_keep_the_tolerance_between_cameras():
+    buffer = buffer_with(front=[0], wrist=[80])
+    with pytest.raises(ObservationError, match=r"^front camera: image taken 0.080 s before the wrist camera's"):
+        beside(buffer, 40)
