@@ -14,5 +14,10 @@ setup(
     maintainer_email="maintainers@molmoact-ros.org",
     description="Simulated Franka arms, grippers and RealSense cameras on the interfaces of the real drivers.",
     license="Apache-2.0",
-    entry_points={"console_scripts": ["franka_sim = franka_sim.node:main"]},
+    entry_points={
+        "console_scripts": [
+            "franka_sim = franka_sim.node:main",
+            "scripted_teleop = franka_sim.scripted_teleop:main",
+        ],
+    },
 )

@@ -27,7 +27,7 @@ from franka_sim.pacing import Pacer, Periodic
 from franka_sim.parameters import SimulatorParameters, require_length
 from franka_sim.scene import TIMESTEP_S, SceneConfig, SensorConfig, model_prefix
 from franka_sim.simulation import Simulation
-from franka_sim.transforms import WORLD, FrameTree
+from franka_sim.transforms import WORLD, FrameTree, object_transforms
 
 # How often the physics thread wakes: rarer saves switches, oftener makes stamps more even.
 PHYSICS_TICK_S = 0.002
@@ -88,6 +88,8 @@ class SimulatorNode(ManagedNode):
         self._clock_publisher = (
             self.create_publisher(Clock, "/clock", qos_profile("reliable")) if self.p.publish_clock else None
         )
+        # The truth, for the scripted operator; not in /tf, where nothing of it would be on a real robot.
+        self._objects = self.create_publisher(TFMessage, "franka_sim/objects", qos_profile("reliable"))
         self._status = self.create_publisher(SceneStatus, "franka_sim/scene_status", qos_profile("reliable", depth=10))
         self._cameras = [
             CameraPublisher(self, self._simulation, settings, self._sensor(settings.name), seed=index)
@@ -175,6 +177,7 @@ class SimulatorNode(ManagedNode):
             *((self.p.joint_state_rate, 0.0, arm.publish_joints) for arm in self._arms),
             *((self.p.gripper_state_rate, 0.0, arm.publish_fingers) for arm in self._arms),
             (self.p.joint_state_rate, 0.0, self._publish_transforms),
+            (self.p.joint_state_rate, 0.0, self._publish_objects),
             *self._camera_events(),
             (STATUS_RATE_HZ, 0.0, self._publish_status),
         ]
@@ -218,6 +221,10 @@ class SimulatorNode(ManagedNode):
     def _publish_transforms(self, stamp: Time) -> None:
         self._simulation.copy_data(self._tf_data)
         self._tf.publish(self._frames.message(self._tf_data, stamp))
+
+    def _publish_objects(self, stamp: Time) -> None:
+        if self._objects.get_subscription_count() > 0:
+            self._objects.publish(object_transforms(self._simulation.object_poses(), stamp))
 
     def _publish_status(self, stamp: Time) -> None:
         for arm in self._arms:

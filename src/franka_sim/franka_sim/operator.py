@@ -13,11 +13,19 @@ import numpy as np
 
 from franka_sim.errors import TaskError
 from franka_sim.rotations import TOOL_DOWN, about_z, matrix_from_quaternion, matrix_from_vector, vector_from_matrix
-from franka_sim.scene import SceneConfig
+from franka_sim.scene import OperatorConfig, SceneConfig
 from franka_sim.simulation import Simulation
 from franka_sim.tasks import TaskSpec
 
 OPEN, CLOSED = 1, 0
+
+# Where a wandering operator may go: above everything on the table, inside every workspace box and the cameras' views.
+VIA_MIN, VIA_MAX = np.array([0.38, -0.22, 0.16]), np.array([0.62, 0.22, 0.34])
+VIA_DETOUR_M = 0.08  # a point nearer to the straight way would be no other way
+VIA_REACHED_M = 0.03
+VIA_ATTEMPTS = 50
+MAX_VIAS = 2
+WANDER_STREAM = 1  # of the seed that also lays out the scene
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,22 @@ class ScriptedOperator:
     def done(self, view: SceneView) -> bool:
         """Whether the operator has nothing left to do."""
         return self._decide(view).done
+
+    @property
+    def config(self) -> OperatorConfig:
+        """The operator's settings in the scene file."""
+        return self._config
+
+    def part(self, view: SceneView) -> tuple[str, np.ndarray] | None:
+        """The part of the task in which the tool may go any way, and where that ends ([3] m); None: there is none."""
+        cube, _ = view.objects[self._task.cube_name]
+        if not self._holds_cube(view):
+            near = np.linalg.norm(view.position[:2] - cube[:2]) < self._config.hover
+            return None if near and view.position[2] < self._config.hover else ("to the object", cube)
+        if self._task.kind != "place":
+            return None
+        plate, _ = view.objects[self._task.plate_name]
+        return "to the plate", plate
 
     def rollout(self, view: SceneView, steps: int) -> tuple[list[Step], list[np.ndarray]]:
         """The plan from a view: at most `steps` steps, fewer when the task is done before, and the TCP after each.
@@ -243,6 +267,61 @@ class ScriptedOperator:
         ahead = side * (cube[1] - tool[1])
         touches = tool[2] < 2 * self._half and abs(tool[0] - cube[0]) < 2 * self._half and 0.0 < ahead < reach
         return np.array([cube[0], tool[1] + side * reach, cube[2]]) if touches else cube
+
+
+class WanderingOperator:
+    """The scripted operator by other ways: over points of its own choice to the object, and to the plate with it.
+
+    Demonstrations of both kinds are what makes a policy follow a trace it is given (the paper's section G.7). Unlike
+    the operator itself it remembers where it has been; the same seed wanders alike.
+    """
+
+    def __init__(self, operator: ScriptedOperator, seed: int):
+        self._operator = operator
+        self._rng = np.random.default_rng((seed, WANDER_STREAM))
+        self._ways: dict[str, list[np.ndarray]] = {}  # the points still to come, of each part of the task
+
+    def step(self, view: SceneView) -> Step:
+        """What to do next: towards the next point, or what the operator would do when there is none left."""
+        step = self._operator.step(view)
+        ways = self._way(view)
+        if not ways:
+            return step
+        if math.dist(ways[0], view.position) < VIA_REACHED_M:
+            ways.pop(0)
+            return self.step(view)
+        config = self._operator.config
+        offset = ways[0] - view.position
+        if view.position[2] < VIA_MIN[2]:  # up first: what stands beside the object shall stay there
+            offset[:2] = 0.0
+        translation = _shorten(offset, config.speed * config.step_period, 1.0)
+        return Step(translation, step.rotation, step.gripper)
+
+    def _way(self, view: SceneView) -> list[np.ndarray]:
+        """The points left of the part of the task that the view shows."""
+        part = self._operator.part(view)
+        if part is None:
+            return []
+        name, goal = part
+        if name not in self._ways:
+            count = self._rng.integers(1, MAX_VIAS + 1)
+            self._ways[name] = [self._via(view.position, goal) for _ in range(count)]
+        return self._ways[name]
+
+    def _via(self, start: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """A point in the box of vias that is well off the straight way; of many, the one furthest off if none is."""
+        points = self._rng.uniform(VIA_MIN, VIA_MAX, (VIA_ATTEMPTS, 3))
+        off = np.array([_distance_to_way(point, start, goal) for point in points])
+        far = np.flatnonzero(off > VIA_DETOUR_M)
+        return points[far[0] if far.size else np.argmax(off)]
+
+
+def _distance_to_way(point: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
+    """Seen from above, m."""
+    way = (goal - start)[:2]
+    length = max(float(way @ way), 1e-9)
+    share = min(max(float((point - start)[:2] @ way) / length, 0.0), 1.0)
+    return float(np.linalg.norm((point - start)[:2] - share * way))
 
 
 def _shorten(vector: np.ndarray, limit: float, share: float) -> np.ndarray:

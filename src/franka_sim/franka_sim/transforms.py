@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -13,7 +13,7 @@ from tf2_msgs.msg import TFMessage
 
 from franka_sim.cameras import OPTICAL_FROM_MUJOCO
 from franka_sim.robot_state_message import ROBOT, vector
-from franka_sim.rotations import quaternion_from_matrix
+from franka_sim.rotations import matrix_from_quaternion, quaternion_from_matrix
 from franka_sim.scene import model_prefix
 
 WORLD = "world"
@@ -66,6 +66,17 @@ class FrameTree:
             _pose(data, frames[name]) for name in (parent, child)
         )
         return _transform(parent_rotation.T @ (position - parent_position), parent_rotation.T @ rotation)
+
+
+def object_transforms(poses: Mapping[str, tuple[np.ndarray, np.ndarray]], stamp: Time) -> TFMessage:
+    """Objects in `world`, each (position [3], quaternion [4])."""
+    transforms = []
+    for name, (position, quaternion) in poses.items():
+        message = TransformStamped(child_frame_id=name)
+        message.header.stamp, message.header.frame_id = stamp, WORLD
+        message.transform = _transform(position, matrix_from_quaternion(quaternion))
+        transforms.append(message)
+    return TFMessage(transforms=transforms)
 
 
 def _arm_frames(model: mujoco.MjModel, prefix: str) -> Iterable[_Frame]:
