@@ -24,6 +24,9 @@ setup(
             "teleop_spacemouse = teleop_recorder.teleop_node:spacemouse_main",
             "teleop_leader = teleop_recorder.teleop_node:leader_main",
         ],
-        "molmoact.commands": ["teleop = teleop_recorder.teleop_command:main"],
+        "molmoact.commands": [
+            "episodes = teleop_recorder.commands:main",
+            "teleop = teleop_recorder.teleop_command:main",
+        ],
     },
 )

@@ -144,6 +144,45 @@ def find_defects(recording: Recording) -> list[Defect]:
     return whole + sorted(found, key=lambda defect: (bool(defect.topic), defect.begin_s))
 
 
+class ReceiptClock:
+    """Seconds of receipt since the beginning of an episode, which go on where the recorder's clock was set back.
+
+    That is seen in one topic alone: messages of different topics are not written in the order of receipt.
+    """
+
+    def __init__(self, begin_ns: int) -> None:
+        self.length_s = 0.0
+        self.set_backs: list[tuple[float, float]] = []  # when, and by how many s
+        self._shifts_ns = [begin_ns]  # what is taken from the time of receipt; one more each time the clock is set
+        self._topics: dict[str, tuple[int, int]] = {}  # the shift that counts for a topic, its last time of receipt
+        self._newest_ns = begin_ns
+
+    def seconds(self, topic: str, log_ns: int) -> float:
+        """Of a message; ask in the order of the bag."""
+        newest = len(self._shifts_ns) - 1
+        shift, last_ns = self._topics.get(topic, (newest, log_ns))
+        if last_ns - log_ns > CLOCK_STEP_S * 1e9:
+            if shift == newest:
+                self._set_back(log_ns)
+            shift = len(self._shifts_ns) - 1
+        self._topics[topic] = shift, log_ns
+        if shift == len(self._shifts_ns) - 1:
+            self._newest_ns = max(self._newest_ns, log_ns)
+        seconds = max(0.0, (log_ns - self._shifts_ns[shift]) / 1e9)
+        self.length_s = max(self.length_s, seconds)
+        return seconds
+
+    def _set_back(self, log_ns: int) -> None:
+        step_ns = self._newest_ns - log_ns
+        self.set_backs.append((self.length_s, step_ns / 1e9))
+        self._shifts_ns.append(self._shifts_ns[-1] - step_ns)
+        self._newest_ns = log_ns
+
+
+def _set_back(at_s: float, step_s: float) -> Defect:
+    return Defect(Kind.BACKWARDS, "", at_s, at_s, f"the recorder's clock was set back by {step_s:.2f} s")
+
+
 class _Reader:
     """Takes the messages of an episode in their order."""
 
@@ -158,13 +197,10 @@ class _Reader:
         self._values: dict[str, list[Any]] = {settings.pose: [], settings.gripper: []}
         self._defects: list[Defect] = []
         self._events: tuple[str, ...] = ()
-        self._shifts_ns: list[int] = []  # what is taken from the time of receipt, for each time the clock was set
-        self._eras: dict[str, tuple[int, int]] = {}  # of each topic: index of its shift, last time of receipt
-        self._newest_ns = 0
-        self._length_s = 0.0
+        self._clock = ReceiptClock(episode.begin_ns)
 
     def take(self, message: RecordedMessage) -> None:
-        seconds = self._seconds(message.topic, message.log_ns)
+        seconds = self._clock.seconds(message.topic, message.log_ns)
         if message.topic == STATUS_TOPIC:
             # Recordings of last month do not have them.
             self._events = tuple(getattr(self._episode.decode(message.topic, message.data), "events", ()))
@@ -193,12 +229,12 @@ class _Reader:
             self._episode,
             self._settings,
             tracks,
-            self._length_s,
+            self._clock.length_s,
             np.array(positions, np.float64).reshape(-1, 3),
             np.array(turns, np.float64).reshape(-1, 4),
             np.array(widths, np.float64),
             self._events,
-            self._defects,
+            self._defects + [_set_back(at_s, step_s) for at_s, step_s in self._clock.set_backs],
         )
 
     def _track(self, name: str) -> Track:
@@ -212,32 +248,6 @@ class _Reader:
             self._frames[name],
             np.array(prints if kind in PICTURE_TYPES else [], np.int64),
         )
-
-    def _seconds(self, topic: str, log_ns: int) -> float:
-        """Since the first message; goes on where the recorder's clock is set back, which is a defect.
-
-        That is seen in one topic alone: messages of different topics are not written in the order of receipt.
-        """
-        era, last_ns = self._eras.get(topic, (len(self._shifts_ns) - 1, log_ns))
-        if not self._shifts_ns:
-            era, self._newest_ns = 0, log_ns
-            self._shifts_ns.append(log_ns)
-        if last_ns - log_ns > CLOCK_STEP_S * 1e9:
-            if era == len(self._shifts_ns) - 1:
-                self._clock_set_back(log_ns)
-            era = len(self._shifts_ns) - 1
-        self._eras[topic] = era, log_ns
-        self._newest_ns = max(self._newest_ns, log_ns) if era == len(self._shifts_ns) - 1 else self._newest_ns
-        seconds = max(0.0, (log_ns - self._shifts_ns[era]) / 1e9)
-        self._length_s = max(self._length_s, seconds)
-        return seconds
-
-    def _clock_set_back(self, log_ns: int) -> None:
-        step_ns = self._newest_ns - log_ns
-        self._shifts_ns.append(self._shifts_ns[-1] - step_ns)
-        self._newest_ns = log_ns
-        text = f"the recorder's clock was set back by {step_ns / 1e9:.2f} s"
-        self._defects.append(Defect(Kind.BACKWARDS, "", self._length_s, self._length_s, text))
 
     def _try_to_decode(self, message: RecordedMessage, seconds: float) -> None:
         if seconds - self._decoded_s.get(message.topic, -DECODE_EVERY_S) < DECODE_EVERY_S:
@@ -383,8 +393,13 @@ def _misaligned(recording: Recording) -> Iterator[Defect]:
         if abs(delays[other] - delays[cameras[0]]) > settings.clock_tolerance:
             continue  # another clock, which is reported as such
         track, partner = recording.tracks[cameras[0]], recording.tracks[other]
-        distances = _distances(track.stamps_ns, np.sort(partner.stamps_ns)) / 1e9
-        apart = (distances > settings.camera_tolerance) & ~_in_gaps(recording, cameras[0], other, track.seconds)
+        others_ns = np.sort(partner.stamps_ns)
+        distances = _distances(track.stamps_ns, others_ns) / 1e9
+        # At either end the partner may lie outside of the episode.
+        outside = (track.stamps_ns < others_ns[0]) | (track.stamps_ns > others_ns[-1])
+        period_s = np.median(np.diff(others_ns)) / 1e9 if len(others_ns) > 1 else 0.0
+        allowed_s = np.where(outside, max(settings.camera_tolerance, period_s), settings.camera_tolerance)
+        apart = (distances > allowed_s) & ~_in_gaps(recording, cameras[0], other, track.seconds)
         for begin, end in _stretches(apart):
             text = (
                 f"{end - begin} pictures of {track.name} are up to {distances[begin:end].max():.3f} s from the nearest "

@@ -23,7 +23,7 @@ POSE, TARGET = "/current_pose", "/target_pose"
 GRIPPER, JOINTS = "/franka_gripper/joint_states", "/joint_states"
 BASE = "fr3_link0"
 START_NS = 1_790_000_000 * 10**9
-CAMERA_HZ, POSE_HZ, TARGET_HZ, JOINTS_HZ, GRIPPER_HZ, STATUS_HZ = 30.0, 100.0, 50.0, 30.0, 15.0, 2.0
+CAMERA_HZ, POSE_HZ, TARGET_HZ, JOINTS_HZ, GRIPPER_HZ, STATUS_HZ = 30.0, 100.0, 100.0, 30.0, 15.0, 2.0
 # From stamp to receipt.
 CAMERA_DELAY_NS, STATE_DELAY_NS = 5_000_000, 500_000
 

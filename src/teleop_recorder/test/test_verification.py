@@ -266,7 +266,7 @@ def test_closed_episode_whose_end_is_torn_off_is_unreadable(tmp_path):
     (directory / METADATA).write_text(metadata)
     (unreadable,) = [it for it in verify(Episode.open(directory), SETTINGS) if it.kind != Kind.INTERRUPTED]
     assert unreadable.kind == Kind.UNREADABLE
-    assert "of 778" in unreadable.explanation
+    assert "of 928" in unreadable.explanation
 
 
 def test_closed_episode_that_lacks_only_its_index_is_unreadable(tmp_path):
