@@ -91,9 +91,9 @@ class EpisodeWriter:
             self._bag.add_topic(topic)
         self._bag.write(topic.name, receipt_ns, message, published_ns)
 
-    def write_status(self, status: bytes) -> None:
+    def write_status(self, now_ns: int, status: bytes) -> None:
         """So that the bag says what it is, however it ends. Raises as BagWriter.write, and when the disk is full."""
-        self._bag.write(STATUS_TOPIC, time.time_ns(), status)
+        self._bag.write(STATUS_TOPIC, now_ns, status)
         self._bag.flush()
         self._bag.check_free_space()
 

@@ -376,7 +376,7 @@ class _Take:
         self._began_s = time.monotonic()
         self._ended_s: float | None = None
         self._end_lock = threading.Lock()
-        self._queue: queue.SimpleQueue[list[Received] | bytes | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Received] | tuple[int, bytes] | None] = queue.SimpleQueue()
         self._put_bytes = 0  # of the one thread that puts
         self._taken_bytes = 0  # of the one that takes
         threading.Thread(target=self._run, name=f"episode {writer.name}", daemon=True).start()
@@ -398,7 +398,7 @@ class _Take:
 
     def put_status(self, status: bytes) -> None:
         if not self.labels.outcome:
-            self._queue.put(status)
+            self._queue.put((time.time_ns(), status))
 
     def end(self, outcome: str, reason: str) -> bool:
         """End it, once all that was put is written. The first cause counts; False for a later one."""
@@ -423,8 +423,8 @@ class _Take:
     def _write_until_ended(self) -> None:
         try:
             while (item := self._queue.get()) is not None:
-                if isinstance(item, bytes):
-                    self.writer.write_status(item)
+                if isinstance(item, tuple):
+                    self.writer.write_status(*item)
                 else:
                     self._write(item)
         except DiskFullError as error:
