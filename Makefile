@@ -12,12 +12,14 @@ BUILT_FROM := $(shell find src launch training -name package.xml -o -name CMakeL
                 -o -name '*.msg' -o -name '*.srv' -o -name '*.action')
 LIST_OF_LINKED := install/.linked
 
-.PHONY: help setup build demo test nano lint format clean FORCE
+.PHONY: help setup build demo record test nano lint format clean FORCE
 
 help:
 	@echo 'make setup    virtual environment, pinned wheels, built workspace; then ". ./env.sh"'
 	@echo 'make demo     simulated episodes through the whole ROS graph, results in runs/'
 	@echo '              EPISODES=10  SEED=first seed  TASK=pick|place|push'
+	@echo 'make record   demonstrations of the scripted operator, through teleoperation and recorder'
+	@echo '              EPISODES=20  SEED=first seed  TASK=pick|place|push  OUT=directory'
 	@echo 'make test     lint, types and every test'
 	@echo 'make nano     train the embedded checkpoint again, into data/nano (about an hour on two cores)'
 	@echo 'make build    build the workspace again'
@@ -44,6 +46,11 @@ build: $(VENV)
 demo: setup
 	@$(IN_WORKSPACE) exec python -m molmoact_bringup.demo \
 	    $(if $(EPISODES),--episodes '$(EPISODES)') $(if $(SEED),--seed '$(SEED)') $(if $(TASK),--task '$(TASK)')
+
+record: setup
+	@$(IN_WORKSPACE) exec python -m molmoact_bringup.record \
+	    $(if $(EPISODES),--episodes '$(EPISODES)') $(if $(SEED),--seed '$(SEED)') $(if $(TASK),--task '$(TASK)') \
+	    $(if $(OUT),--out '$(OUT)')
 
 test: setup lint
 	@$(IN_WORKSPACE) exec pytest

@@ -34,6 +34,10 @@ setup(
     description="Which nodes make a system, how to start them, their configuration, and the demo.",
     license="Apache-2.0",
     entry_points={
-        "molmoact.commands": ["up = molmoact_bringup.local:main", "demo = molmoact_bringup.demo:main"],
+        "molmoact.commands": [
+            "up = molmoact_bringup.local:main",
+            "demo = molmoact_bringup.demo:main",
+            "record = molmoact_bringup.record:main",
+        ],
     },
 )

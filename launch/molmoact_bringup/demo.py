@@ -84,33 +84,33 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="molmoact demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--episodes", type=_positive_integer, default=10)
+    parser.add_argument("--episodes", type=positive_integer, default=10)
     parser.add_argument(
-        "--seed", type=_seed, default=1000, help="of the first episode; the next have the numbers after it"
+        "--seed", type=seed_number, default=1000, help="of the first episode; the next have the numbers after it"
     )
     parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
     parser.add_argument("--checkpoint", default="nano", help="'nano', a directory or a hub name (default: nano)")
     parser.add_argument(
-        "--timeout", type=_positive_number, default=60.0, help="s for each episode, on the system's clock"
+        "--timeout", type=positive_number, default=60.0, help="s for each episode, on the system's clock"
     )
     parser.add_argument("--out", type=Path, help="directory for the results (default: runs/<time>)")
     parser.add_argument("--no-video", action="store_true")
     return parser.parse_args(arguments)
 
 
-def _positive_integer(text: str) -> int:
+def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
     return int(text)
 
 
-def _positive_number(text: str) -> float:
+def positive_number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -15,8 +15,8 @@ from typing import TypeVar
 from molmoact_bringup.errors import ConfigurationError
 
 EMBEDDED_CHECKPOINT = "nano"
-SCRIPTED = "scripted"
-TELEOP_DEVICES = ("keyboard", "gamepad", "spacemouse", "leader", SCRIPTED)
+NO_DEVICE = "none"
+TELEOP_DEVICES = (NO_DEVICE, "gamepad", "spacemouse", "leader")
 
 ParameterValue = bool | int | float | str | list[str]
 A = TypeVar("A", bound="RobotArguments")
@@ -105,7 +105,9 @@ class RecordingDeployment(RobotArguments):
     """The launch arguments of a system in which demonstrations are recorded."""
 
     device: str = _argument(
-        "keyboard", "what teleoperates; the keyboard is started by hand, in a terminal of its own", TELEOP_DEVICES
+        NO_DEVICE,
+        "what teleoperates; none: it is started apart, as a keyboard has to be",
+        TELEOP_DEVICES,
     )
     episodes: str = _argument("episodes", "directory of the recorded episodes")
 
@@ -136,10 +138,10 @@ def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
 
 
 def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, ...]:
-    """The nodes of one arm with two cameras, a recorder and, but for the keyboard, what teleoperates.
+    """The nodes of one arm with two cameras, a recorder and, unless it is started apart, what teleoperates.
 
     Raises:
-        ConfigurationError: a parameter file is missing, or the scripted operator shall move a real arm.
+        ConfigurationError: a parameter file is missing.
     """
     recorder = NodeSpec(
         package="teleop_recorder",
@@ -149,20 +151,14 @@ def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, 
         parameters={"directory": str(Path(deployment.episodes).expanduser().resolve())},
     )
     nodes = *_robot(deployment, config), _on_its_clock(recorder, deployment)
-    if deployment.device == "keyboard":
+    if deployment.device == NO_DEVICE:
         return nodes
-    if deployment.device == SCRIPTED:
-        if deployment.robot != "sim":
-            raise ConfigurationError("argument 'device': the scripted operator knows the simulator's scene only")
-        teleop = NodeSpec(package="franka_sim", executable="scripted_teleop", name="scripted_teleop")
-    else:
-        name = f"teleop_{deployment.device}"
-        teleop = NodeSpec(
-            package="teleop_recorder",
-            executable=name,
-            name=name,
-            parameter_files=(_parameter_file(config, "teleop.yaml"),),
-        )
+    teleop = NodeSpec(
+        package="teleop_recorder",
+        executable=f"teleop_{deployment.device}",
+        name=f"teleop_{deployment.device}",
+        parameter_files=(_parameter_file(config, "teleop.yaml"),),
+    )
     return *nodes, _on_its_clock(teleop, deployment)
 
 

@@ -13,7 +13,7 @@ from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import BridgeStatus, SceneStatus
-from molmoact_msgs.srv import ResetScene, SetMode
+from molmoact_msgs.srv import ResetScene, SetMode, StartEpisode, StopEpisode
 from molmoact_ros.stamps import to_nanoseconds
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.action import ActionClient
@@ -78,6 +78,8 @@ class Operator:
         self._reset = self.node.create_client(ResetScene, "franka_sim/reset")
         self._set_mode = self.node.create_client(SetMode, "set_mode")
         self._recover = self.node.create_client(Trigger, "recover")
+        self._start_episode = self.node.create_client(StartEpisode, "start_episode")
+        self._stop_episode = self.node.create_client(StopEpisode, "stop_episode")
         self._run_task = ActionClient(self.node, RunTask, "run_task")
         self._bridge: BridgeStatus | None = None
         self._scene: SceneStatus | None = None
@@ -175,6 +177,22 @@ class Operator:
 
         self._wait(granted, SETTLE_TIMEOUT_S, "the bridge to hand over the arm", lambda: answers[-1].message)
         self._wait_for_mode(BridgeStatus.POLICY)
+
+    def start_recording(self, task: str, instruction: str) -> None:
+        """Begin an episode.
+
+        Raises:
+            SystemFailure: the recorder refuses, or does not answer.
+        """
+        self._require(self._start_episode, StartEpisode.Request(task=task, instruction=instruction))
+
+    def stop_recording(self, outcome: str, reason: str) -> str:
+        """End the episode that is being recorded ("success", "failure", "discard"); its name.
+
+        Raises:
+            SystemFailure: the recorder refuses, or does not answer.
+        """
+        return self._require(self._stop_episode, StopEpisode.Request(outcome=outcome, reason=reason)).episode
 
     def hold(self) -> None:
         """Stop the arm and keep it where it is; out of a fault by way of recovery.

@@ -100,11 +100,10 @@ def recording_nodes(config: Path, *arguments: str) -> dict:
 @pytest.mark.parametrize(
     ("device", "teleop"),
     [
-        ("keyboard", set()),  # it needs a terminal of its own
+        ("none", set()),
         ("gamepad", {"teleop_gamepad"}),
         ("spacemouse", {"teleop_spacemouse"}),
         ("leader", {"teleop_leader"}),
-        ("scripted", {"scripted_teleop"}),
     ],
 )
 def test_recording_has_a_recorder_and_the_chosen_device_in_the_place_of_the_policy(config, device, teleop):
@@ -115,11 +114,6 @@ def test_episodes_go_where_the_operator_stands(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorder = recording_nodes(config, "episodes:=takes", "use_sim_time:=true")["recorder"]
     assert recorder.parameters == {"directory": str(tmp_path / "takes"), "use_sim_time": True}
-
-
-def test_scripted_operator_never_moves_a_real_arm(config):
-    with pytest.raises(ConfigurationError, match="knows the simulator's scene only"):
-        recording_nodes(config, "device:=scripted", "robot:=fr3", "front_serial:=1", "wrist_serial:=2")
 
 
 def test_missing_parameter_file_is_named(config):

@@ -1,0 +1,109 @@
+"""``molmoact record``: demonstrations with no one there.
+
+The scripted operator teleoperates the simulated arm through the safety layer, as a person would, and the recorder
+writes an episode of each attempt. Half of them reach the goal by other paths. The system runs on the simulator's clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from franka_sim.errors import FrankaSimError
+from franka_sim.scripted_teleop import WANDERING, ScriptedTeleoperator, scene_of_the_simulator, wanders
+
+from molmoact_bringup.demo import NodeLog, positive_integer, positive_number, seed_number
+from molmoact_bringup.domain import check_names_are_free, choose_domain, private_domains
+from molmoact_bringup.errors import BringupError
+from molmoact_bringup.graph import RecordingDeployment, recording
+from molmoact_bringup.local import config_directory, dds_environment, start_locally
+from molmoact_bringup.operator import Operator
+from molmoact_bringup.supervisor import Interrupted, interrupted_by_signals
+
+NODES = ("franka_sim", "franka_bridge", "recorder")
+LOG = "log.txt"
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="molmoact record", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--episodes", type=positive_integer, default=20)
+    parser.add_argument(
+        "--seed", type=seed_number, default=1, help="of the first scene; the next have the numbers after it"
+    )
+    parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
+    parser.add_argument("--wander", choices=WANDERING, default="half", help="who goes other ways (default: half)")
+    parser.add_argument("--timeout", type=positive_number, default=40.0, help="s for each, on the system's clock")
+    parser.add_argument("--out", type=Path, default=Path("episodes"), help="of the episodes (default: episodes)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; 0 when every episode was recorded, whatever its outcome."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    with interrupted_by_signals():
+        try:
+            record(options)
+        except Interrupted as interruption:
+            print(f"molmoact record: interrupted by {interruption}", file=sys.stderr)
+            return 1
+        except (BringupError, FrankaSimError, OSError) as error:
+            print(f"molmoact record: {error}", file=sys.stderr)
+            return 1
+    print(f"next: molmoact episodes verify {options.out}")
+    return 0
+
+
+def record(options: argparse.Namespace) -> None:
+    """Bring the system up, record every episode, and take it down again."""
+    config = config_directory()
+    options.out.mkdir(parents=True, exist_ok=True)
+    nodes = recording(RecordingDeployment(episodes=str(options.out), use_sim_time="true"), config)
+    domain = choose_domain(os.environ, private_domains())
+    environment = dds_environment(config, domain, simulated=True)
+    os.environ.update(environment)
+    check_names_are_free(domain, [node.full_name for node in nodes])
+    print(f"ROS_DOMAIN_ID={domain}  starting {', '.join(node.name for node in nodes)} …", flush=True)
+    with (
+        (options.out / LOG).open("a", encoding="utf-8") as log,
+        start_locally(nodes, environment, NodeLog(log)) as system,
+        closing(Operator(domain, use_sim_time=True, alarm=lambda: system.failure)) as operator,
+    ):
+        operator.wait_until_ready(NODES)
+        teleoperator = ScriptedTeleoperator(operator.node, scene_of_the_simulator(operator.node))
+        successes = 0
+        for index in range(options.episodes):
+            successes += record_episode(operator, teleoperator, options, index)
+        print(f"{successes} of {options.episodes} episodes succeeded, all are in {options.out}", flush=True)
+
+
+def record_episode(
+    operator: Operator, teleoperator: ScriptedTeleoperator, options: argparse.Namespace, index: int
+) -> bool:
+    """Lay out a scene, record the attempt at its task with its outcome, and print a line; whether it succeeded."""
+    seed, wander = options.seed + index, wanders(options.wander, index)
+    instruction = teleoperator.prepare(options.task, seed)
+    operator.start_recording(options.task, instruction)
+    try:
+        outcome = teleoperator.operate(options.task, seed, wander, options.timeout)
+    except FrankaSimError as error:
+        operator.stop_recording("failure", str(error))
+        raise
+    word = "success" if outcome.success else "failure"
+    name = operator.stop_recording(word, outcome.reason)
+    way = "another way" if wander else "the straight way"
+    print(
+        f"{index + 1:3}/{options.episodes} {name}  seed {seed}, {way}: {word} in {outcome.duration_s:.1f} s: "
+        f"{outcome.reason}",
+        flush=True,
+    )
+    return outcome.success
+
+
+if __name__ == "__main__":
+    sys.exit(main())
