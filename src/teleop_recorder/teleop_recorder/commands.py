@@ -123,7 +123,8 @@ def _list(options: argparse.Namespace) -> int:
             f"{labels.task or '-':12}  {labels.instruction or '-'}"
         )
     counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES if outcomes[outcome])
-    print(f"{outcomes.total()} episodes{': ' if counts else ''}{counts}; {seconds:.0f} s, {size / 1e9:.2f} GB")
+    total = _count(outcomes.total(), "episode")
+    print(f"{total}{': ' if counts else ''}{counts}; {seconds:.0f} s, {size / 1e9:.2f} GB")
     return code
 
 
@@ -139,7 +140,7 @@ def _show(options: argparse.Namespace) -> int:
         except EpisodeError as error:
             code = _complain(error)
             continue
-        print(f"{path}: {episode.labels.outcome}, {len(defects)} defects")
+        print(f"{path}: {episode.labels.outcome}, {_count(len(defects), 'defect')}")
     return code
 
 
@@ -171,7 +172,7 @@ def _verify(options: argparse.Namespace) -> int:
         for defect in defects:
             print(f"{directory.name}: {defect}", flush=True)
     discarded = f"; {skipped} discarded not looked at" if skipped else ""
-    print(f"{count} episodes, {bad} of them with {found} defects{discarded}")
+    print(f"{_count(count, 'episode')}, {bad} of them with {_count(found, 'defect')}{discarded}")
     return BAD if found else GOOD
 
 
@@ -187,7 +188,7 @@ def _discard(options: argparse.Namespace) -> int:
     if not options.yes:
         for episode in (Episode.open(path.resolve()) for path in options.episodes):
             print(f"{episode.name}  {episode.labels.outcome}  {episode.duration_s:.1f} s  {episode.labels.instruction}")
-        if not _confirmed(f"Discard {len(options.episodes)} episodes for good? [y/N] "):
+        if not _confirmed(f"Discard {_count(len(options.episodes), 'episode')} for good? [y/N] "):
             print("nothing was discarded")
             return BAD
     changes = {"outcome": DISCARD} | ({"reason": options.reason} if options.reason is not None else {})
@@ -206,7 +207,7 @@ def _index(options: argparse.Namespace) -> int:
     problems = index.rebuild(options.directory)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{options.directory / index.INDEX}: {len(directories) - len(problems)} episodes")
+    print(f"{options.directory / index.INDEX}: {_count(len(directories) - len(problems), 'episode')}")
     return BAD if problems else GOOD
 
 
@@ -253,6 +254,10 @@ def _episodes(directories: Sequence[Path]) -> Iterator[Episode | EpisodeError]:
             yield Episode.open(directory)
         except EpisodeError as error:
             yield error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _complain(error: EpisodeError) -> int:

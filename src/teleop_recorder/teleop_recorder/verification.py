@@ -447,7 +447,8 @@ def _moved(recording: Recording, begin_s: float, end_s: float) -> float | None:
     track = recording.tracks.get(recording.settings.pose)
     if track is None:
         return None
-    positions = recording.positions[(track.seconds >= begin_s) & (track.seconds <= end_s)]
+    inside = (track.seconds >= begin_s) & (track.seconds <= end_s)
+    positions = recording.positions[inside & _finite(recording)]
     return float(np.linalg.norm(positions - positions[0], axis=1).max()) if len(positions) else None
 
 
@@ -456,7 +457,7 @@ def _jumps(recording: Recording) -> Iterator[Defect]:
     track = recording.tracks.get(settings.pose)
     if track is None:
         return
-    finite = np.isfinite(recording.positions).all(axis=1) & np.isfinite(recording.quaternions).all(axis=1)
+    finite = _finite(recording)
     for begin, end in _stretches(~finite):
         text = f"{end - begin} poses are not numbers"
         yield Defect(Kind.NOT_FINITE, track.name, track.seconds[begin], track.seconds[end - 1], text)
@@ -483,14 +484,12 @@ def _angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _idle(recording: Recording) -> Iterator[Defect]:
     settings = recording.settings
-    if settings.pose not in recording.tracks:
+    finite = _finite(recording)
+    if not finite.any():
         return
-    distance = float(np.nanmax(np.linalg.norm(recording.positions - recording.positions[0], axis=1)))
-    angle = float(
-        np.nanmax(
-            _angles(np.broadcast_to(recording.quaternions[0], recording.quaternions.shape), recording.quaternions)
-        )
-    )
+    positions, quaternions = recording.positions[finite], recording.quaternions[finite]
+    distance = float(np.linalg.norm(positions - positions[0], axis=1).max())
+    angle = float(_angles(np.broadcast_to(quaternions[0], quaternions.shape), quaternions).max())
     width = float(np.ptp(recording.widths)) if len(recording.widths) else 0.0
     if distance <= settings.idle_distance and angle <= settings.idle_angle and width <= settings.idle_width:
         text = (
@@ -498,6 +497,11 @@ def _idle(recording: Recording) -> Iterator[Defect]:
             f"and the fingers {width * 1e3:.1f} mm"
         )
         yield Defect(Kind.IDLE, "", 0.0, recording.length_s, text)
+
+
+def _finite(recording: Recording) -> np.ndarray:
+    """[N] which poses are numbers."""
+    return np.isfinite(recording.positions).all(axis=1) & np.isfinite(recording.quaternions).all(axis=1)
 
 
 def _stretches(mask: np.ndarray) -> list[tuple[int, int]]:
