@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -350,8 +351,8 @@ def _fitted(words: str, size: int, width: float) -> str:
     """The words, or as many of their letters as fit."""
     if _font(size).getlength(words) <= width:
         return words
-    letters = next(n for n in range(len(words), -1, -1) if _font(size).getlength(words[:n] + "…") <= width or n == 0)
-    return words[:letters] + "…"
+    letters = bisect_right(range(len(words)), width, key=lambda n: _font(size).getlength(words[:n] + "…")) - 1
+    return words[: max(letters, 0)] + "…"
 
 
 @cache
