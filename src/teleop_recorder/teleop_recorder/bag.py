@@ -25,6 +25,9 @@ CHECK_EVERY_BYTES = 4 * 2**20
 # A killed process loses what it has not flushed.
 FLUSH_PERIOD_S = 0.5
 
+# What is indexed together. The index stays in memory until the bag is closed, so small chunks of large images add up.
+CHUNK_BYTES = 2 * 2**20
+
 # Names and values that rosbag2 of Jazzy gives to its files and what is in them.
 PROFILE: Final = "ros2"
 QOS_KEY: Final = "offered_qos_profiles"
@@ -77,7 +80,7 @@ class BagWriter:
             self._path = directory / f"{directory.name}_0.mcap"
             self._file: BinaryIO = self._path.open("xb")
             # Not compressed: images would cost a core, and are JPEG where space counts.
-            writer = Writer(self._file, compression=CompressionType.NONE)
+            writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.NONE)
             writer.start(profile=PROFILE, library="teleop_recorder")
         except FileExistsError:
             raise RecordingError(f"bag {directory}: exists already") from None
@@ -96,9 +99,7 @@ class BagWriter:
             QOS_KEY: yaml.safe_dump([_offered_qos(topic)], sort_keys=False),
             HASH_KEY: self._typestore.hash_rihs01(topic.type),
         }
-        self._channels[topic.name] = writer.register_channel(
-            topic.name, _ENCODING, self._schemas[topic.type], metadata
-        )
+        self._channels[topic.name] = writer.register_channel(topic.name, _ENCODING, self._schemas[topic.type], metadata)
         self._channel_metadata[topic.name] = metadata
         self.topics[topic.name] = TopicFacts(topic.type)
 

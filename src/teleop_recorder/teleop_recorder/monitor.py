@@ -20,7 +20,7 @@ LATE_PERIODS = 1.5
 STEPS_KEPT = 31
 # Stamps of a camera kept to find the one nearest to another camera's.
 STAMPS_KEPT = 16
-# Stamps of one publisher come in order but for a little; more is a clock that was set back.
+# Stamps come in order but for a little; more is a clock that was set back.
 BACKWARDS_NS = 50_000_000
 # Messages that still come with the same stamp for so long: the clock they are stamped by stands still.
 STOPPED_CLOCK_S = 1.0
@@ -52,6 +52,7 @@ class Stream:
     stopped: bool = False
     sequence: int | None = None
     publishers: frozenset[bytes] = frozenset()
+    joined: frozenset[bytes] = frozenset()  # of publishers, those that were not there from the beginning
     total: int = 0
     history: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_TICKS + 1))
     steps: deque[int] = field(default_factory=lambda: deque(maxlen=STEPS_KEPT))
@@ -117,8 +118,12 @@ class Monitor:
         now = frozenset(publishers)
         if not now:
             return  # none for a moment; the next may be the same that was only slow to be found again
-        if stream.publishers - now and now - stream.publishers:
+        if stream.publishers:
+            stream.joined = (stream.joined | (now - stream.publishers)) & now
+        # One that was killed stays in sight for seconds, beside the one that has taken its place.
+        if stream.publishers - now and stream.joined:
             self._restarted(topic, stream, now_s)
+            stream.joined = frozenset()
         stream.publishers = now
 
     def drop(self, topic: str) -> None:
@@ -179,7 +184,7 @@ class Monitor:
             stream.stamps.append(stamp_ns)
             return 0
         step_ns = stamp_ns - before_ns
-        if step_ns < -BACKWARDS_NS and len(stream.publishers) <= 1:
+        if step_ns < -BACKWARDS_NS:
             self._mark(BACKWARDS, topic, now_s, f"by {-step_ns / 1e9:.2f} s")
             stream.steps.clear()
             stream.stamps.clear()

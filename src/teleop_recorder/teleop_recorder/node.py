@@ -193,7 +193,7 @@ class RecorderNode(ManagedNode):
             info,
             compressed_topic(info) if spec.compression == "jpeg" else info,
             spec.required_hz,
-            camera=type_name == IMAGE_TYPE,
+            camera=type_name == IMAGE_TYPE and spec.required_hz is not None,
             stamped=begins_with_stamp(self._typestore, type_name),
         )
         self._session.add_topic(topic)

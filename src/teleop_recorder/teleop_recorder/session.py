@@ -53,7 +53,7 @@ class RecordedTopic:
     info: TopicInfo
     stored: TopicInfo  # as it is in the bag: compressed, where that was asked for
     required_hz: float | None = None
-    camera: bool = False
+    camera: bool = False  # its frames have a period
     stamped: bool = False  # its messages begin with a time
 
 

@@ -123,6 +123,20 @@ def test_restarted_publisher_is_seen_by_its_identifier_or_its_count(monitor):
     assert monitor.streams["/wrist"].dropped == 0
 
 
+def test_killed_publisher_that_stays_in_sight_is_seen_to_be_replaced(monitor):
+    monitor.on_publishers("/front", [b"killed"], 0.0)
+    monitor.on_publishers("/front", [b"killed", b"new"], 1.0)
+    assert monitor.events == []
+    monitor.on_publishers("/front", [b"new"], 6.0)
+    assert monitor.events == ["6.0 s: the publisher was restarted: /front"]
+
+
+def test_one_of_two_publishers_that_leaves_is_no_restart(monitor):
+    monitor.on_publishers("/front", [b"one", b"two"], 0.0)
+    monitor.on_publishers("/front", [b"two"], 1.0)
+    assert monitor.events == []
+
+
 def test_rate_below_the_required_one_is_marked(monitor):
     for frame in range(0, 300, 2):
         play(monitor, [frame])
