@@ -31,6 +31,8 @@ from teleop_recorder.pictures import PICTURE_TYPES, decode_picture, fingerprint,
 DECODE_EVERY_S = 1.0
 # A clock that goes back by less was not set.
 CLOCK_STEP_S = 0.05
+# By which messages may be late at the beginning and the end, which are known by receipt only.
+RECEIPT_JITTER_S = 0.2
 # By which a measured pose may be off from one sample to the next, whatever the time between their stamps.
 POSE_NOISE_M = 0.002
 POSE_NOISE_RAD = 0.02
@@ -350,12 +352,12 @@ def _gaps(recording: Recording, track: Track, longest_s: float) -> Iterator[Defe
         text = f"no message for {end_s - begin_s:.2f} s{where}, expected one every {longest_s:g} s at least"
         return Defect(Kind.GAP, track.name, begin_s, end_s, text)
 
-    if track.seconds[0] > longest_s:
+    if track.seconds[0] > longest_s + RECEIPT_JITTER_S:
         yield gap(0.0, track.seconds[0], " at the beginning")
     for index in np.flatnonzero(_advances(track) > longest_s * 1e9):
         end_s = track.seconds[index + 1]
         yield gap(end_s - _advances(track)[index] / 1e9, end_s, "")
-    if recording.length_s - track.seconds[-1] > longest_s:
+    if recording.length_s - track.seconds[-1] > longest_s + RECEIPT_JITTER_S:
         yield gap(track.seconds[-1], recording.length_s, " at the end")
 
 
