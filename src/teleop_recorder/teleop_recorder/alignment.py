@@ -104,8 +104,9 @@ class Samples:
 
 def moments(begin: int, end: int, rate: float) -> NDArray[np.int64]:
     """Stamps (ns) from `begin` to `end` at `rate`, each rounded for itself: no drift."""
-    count = max(0, int((end - begin) * rate / SECOND) + 1)
-    return begin + np.round(np.arange(count) * (SECOND / rate)).astype(np.int64)
+    count = max(0, int((end - begin) * rate / SECOND) + 2)
+    times = begin + np.round(np.arange(count) * (SECOND / rate)).astype(np.int64)
+    return times[times <= end]
 
 
 def choose_pictures(

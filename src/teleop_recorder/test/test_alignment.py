@@ -201,6 +201,12 @@ def test_moments_do_not_drift_from_the_rate():
     assert len(times) == 3600 * 15 + 1 and times[-1] == START_NS + 3600 * SECOND
 
 
+def test_last_moment_may_be_the_last_stamp_whatever_it_was_rounded_to():
+    for count in range(1, 200):
+        end = START_NS + round((count - 1) * SECOND / 15)
+        assert len(moments(START_NS, end, 15)) == count
+
+
 def test_gap_ends_a_run_of_samples_so_that_no_step_jumps_over_it():
     poses = pose_track(*range(0, 2001, 10))
     arm = ArmTracks(poses, poses, Openings(poses.stamps, np.ones(len(poses.stamps))))
