@@ -10,6 +10,7 @@ from the first message, because clocks of stamps may differ.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -310,7 +311,9 @@ def _has_trailer(file: Any) -> bool:
 
 def _events(recording: Recording) -> Iterator[Defect]:
     for event in recording.events:
-        yield Defect(Kind.EVENT, "", 0.0, recording.length_s, event)
+        moment = re.match(r"(\d+\.\d+) s: (.*)", event)
+        begin_s, text = (float(moment[1]), moment[2]) if moment else (0.0, event)
+        yield Defect(Kind.EVENT, "", begin_s, recording.length_s, text)
 
 
 def _too_short(recording: Recording) -> Iterator[Defect]:

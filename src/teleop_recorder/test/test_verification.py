@@ -300,8 +300,8 @@ def test_short_episode_is_told_with_its_length(tmp_path):
 
 
 def test_what_the_recorder_noticed_is_passed_on(tmp_path):
-    defect = only(defects(tmp_path, events=["/clock stood still for 2.1 s"]), Kind.EVENT)
-    assert "/clock stood still for 2.1 s" in str(defect)
+    defect = only(defects(tmp_path, events=["1.3 s: the clock stands still: /current_pose"]), Kind.EVENT)
+    assert str(defect) == "whole episode: at 1.30 s: noticed by the recorder: the clock stands still: /current_pose"
 
 
 def test_two_defects_are_both_found_the_whole_episode_first(tmp_path):
