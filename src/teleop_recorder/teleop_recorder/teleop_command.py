@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from molmoact_ros.node import run
 
-from teleop_recorder.teleop_node import DEVICES, TeleopNode
+from teleop_recorder.teleop_node import DEVICES, run_device
 
 USAGE = f"usage: molmoact teleop {{{','.join(DEVICES)}}} [name:=value …]   (parameters, as in config/teleop.yaml)"
 
@@ -28,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ros = ["--ros-args", "--params-file", str(settings_file())]
     for parameter in parameters:
         ros += ["-p", parameter]
-    return run(partial(TeleopNode, device), ros)
+    return run_device(device, ros)
 
 
 def settings_file() -> Path:

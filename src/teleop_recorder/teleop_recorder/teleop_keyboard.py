@@ -54,10 +54,15 @@ class KeyboardDevice:
         self._speed = p.speed
         self._episodes = _episode_keys(node, p)
         self._terminal = Terminal()
+        self._begun = False
         print(bindings.help(p.linear_speed, p.angular_speed, p.frame), flush=True)
 
     def read(self, now_s: float, elapsed_s: float) -> Reading:
-        for key in self._terminal.read():
+        keys = self._terminal.read()
+        if not self._begun:  # what was typed before moves nothing
+            self._begun = True
+            return Reading(held=False)
+        for key in keys:
             episode = self._keyboard.press(key, now_s)
             if episode is not None:
                 self._ask(episode)

@@ -5,6 +5,7 @@ Each publishes oftener than the bridge's 100 ms of silence while held, once when
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -82,6 +83,7 @@ class TeleopNode(ManagedNode):
     def start(self) -> None:
         self._teleoperator = Teleoperator()
         self._last_ns: int | None = None
+        self._to_take = False  # the arm, for the press under way
         self._loop = self.spawn("teleop", self._keep_time)
 
     def stop(self, reason: str) -> None:
@@ -126,11 +128,12 @@ class TeleopNode(ManagedNode):
         try:
             reading = self._device.read(now_ns / NANOSECONDS, elapsed_s)
         except TeleopError as error:
-            self.get_logger().warning(str(error), throttle_duration_sec=LOG_PERIOD_S)
+            self._warn(str(error))
             reading = None
         self._send(self._teleoperator.command(reading, self._opening))
-        if self._teleoperator.held and not held_before:
-            self._take_arm()
+        self._to_take = self._teleoperator.held and (self._to_take or not held_before)
+        if self._to_take:
+            self._to_take = not self._take_arm()
 
     def _send(self, command: Command | None) -> None:
         if command is None:
@@ -149,32 +152,52 @@ class TeleopNode(ManagedNode):
     def _is_mine(self) -> bool:
         return self._status is not None and self._status.mode == BridgeStatus.TELEOP
 
-    def _take_arm(self) -> None:
-        """Ask for an arm that holds when the switch is pressed. It is taken from nobody who moves it."""
+    def _take_arm(self) -> bool:
+        """Ask for an arm that holds, once for each press: a watchdog that stops it meanwhile has the last word.
+
+        It is taken from nobody who moves it. False when there is nobody to ask yet.
+        """
         status = self._status
         if self._is_mine():
-            return
-        if status is None:
-            self.get_logger().warning(f"no bridge_status of arm '{self.p.arm}': is the bridge running?")
-        elif status.mode != BridgeStatus.HOLD or not self.p.take_arm:
-            self.get_logger().warning(
-                f"arm '{self.p.arm}' is not in TELEOP mode ({status.reason}): set_mode changes it"
-            )
-        elif self._set_mode.service_is_ready():
-            request = SetMode.Request(arm=self.p.arm, mode=BridgeStatus.TELEOP)
-            self._set_mode.call_async(request).add_done_callback(self._on_mode_set)
+            return True
+        if status is None or not self._set_mode.service_is_ready():
+            self._warn(f"arm '{self.p.arm}': no bridge_status or set_mode: is the bridge running?")
+            return False
+        if status.mode != BridgeStatus.HOLD or not self.p.take_arm:
+            self._warn(f"arm '{self.p.arm}' is not in TELEOP mode ({status.reason}): set_mode changes it")
+            return True
+        request = SetMode.Request(arm=self.p.arm, mode=BridgeStatus.TELEOP)
+        self._set_mode.call_async(request).add_done_callback(self._on_mode_set)
+        return True
 
     def _on_mode_set(self, future: Any) -> None:
         answer = future.result()
         if answer is not None and not answer.success:
-            self.get_logger().warning(f"the bridge does not hand over the arm: {answer.message}")
+            self._warn(f"the bridge does not hand over the arm: {answer.message}")
+
+    def _warn(self, text: str) -> None:
+        self.get_logger().warning(text, throttle_duration_sec=LOG_PERIOD_S)
 
 
-def _main(device: str) -> None:
-    sys.exit(run(partial(TeleopNode, device)))
+def run_device(device: str, arguments: list[str] | None = None) -> int:
+    """Run the node of one of DEVICES until it ends; the exit code of the process."""
+    if device == "keyboard":
+        # A terminal that is closed would end the process before it lets go of the arm; reading it says so as well.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return run(partial(TeleopNode, device), arguments)
 
 
-keyboard_main = partial(_main, "keyboard")
-gamepad_main = partial(_main, "gamepad")
-spacemouse_main = partial(_main, "spacemouse")
-leader_main = partial(_main, "leader")
+def keyboard_main() -> None:
+    sys.exit(run_device("keyboard"))
+
+
+def gamepad_main() -> None:
+    sys.exit(run_device("gamepad"))
+
+
+def spacemouse_main() -> None:
+    sys.exit(run_device("spacemouse"))
+
+
+def leader_main() -> None:
+    sys.exit(run_device("leader"))
