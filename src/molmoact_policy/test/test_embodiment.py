@@ -103,7 +103,7 @@ def test_the_only_entry_needs_no_key_and_another_key_is_named(tmp_path: Path) ->
 
 def test_shipped_conventions_are_complete() -> None:
     keys = yaml.safe_load(SHIPPED.read_text())
-    assert set(keys) == {"molmoact", *LIBERO, *SIMPLER_ENV}
+    assert set(keys) == {"franka", "molmoact", *LIBERO, *SIMPLER_ENV}
     assert [key for key in keys if not Embodiment.from_file(SHIPPED, key).confirmed] == ["molmoact"]
 
 
