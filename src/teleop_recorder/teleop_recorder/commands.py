@@ -161,19 +161,25 @@ def _verify(options: argparse.Namespace) -> int:
     settings, count, bad, found, skipped = _settings(options), 0, 0, 0, 0
     directories = _directories(options.paths)
     for directory, episode in zip(directories, _episodes(directories), strict=True):
-        if isinstance(episode, EpisodeError):
-            defects = [str(episode)]
-        elif episode.labels.outcome == DISCARD and not options.discarded:
+        if isinstance(episode, Episode) and episode.labels.outcome == DISCARD and not options.discarded:
             skipped += 1
             continue
-        else:
-            defects = [str(defect) for defect in verify(episode, settings)]
+        defects = _explained(episode, settings)
         count, bad, found = count + 1, bad + bool(defects), found + len(defects)
         for defect in defects:
             print(f"{directory.name}: {defect}", flush=True)
     discarded = f"; {skipped} discarded not looked at" if skipped else ""
     print(f"{_count(count, 'episode')}, {bad} of them with {_count(found, 'defect')}{discarded}")
     return BAD if found else GOOD
+
+
+def _explained(episode: Episode | EpisodeError, settings: Curation) -> list[str]:
+    if isinstance(episode, EpisodeError):
+        return [str(episode)]
+    try:
+        return [str(defect) for defect in verify(episode, settings)]
+    except EpisodeError as error:
+        return [str(error)]
 
 
 def _relabel(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ import yaml
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message, Schema
 from mcap.stream_reader import StreamReader
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from teleop_recorder.errors import EpisodeError
@@ -99,7 +99,10 @@ class Episode:
             if message.topic == STATUS_TOPIC:
                 status = message.data
         if status is not None:
-            episode.labels = _labels_from(episode.decode(STATUS_TOPIC, status))
+            try:
+                episode.labels = _labels_from(episode.decode(STATUS_TOPIC, status))
+            except AttributeError as error:
+                raise EpisodeError(f"episode {episode.name}: {STATUS_TOPIC} is no {STATUS_TYPE}: {error}") from error
         episode.labels = _decided(episode.labels, episode._custom_data())
         if (directory / DISCARD_MARK).exists():
             episode.labels = replace(episode.labels, outcome=DISCARD)
@@ -126,8 +129,14 @@ class Episode:
                 yield message
 
     def decode(self, topic: str, data: bytes) -> Any:
-        """A message with attributes as its definition names them; arrays are numpy arrays."""
-        return self.typestore.deserialize_cdr(data, self.topics[topic].type)
+        """A message with attributes as its definition names them; arrays are numpy arrays.
+
+        Raises EpisodeError for a damaged message.
+        """
+        try:
+            return self.typestore.deserialize_cdr(data, self.topics[topic].type)
+        except Exception as error:  # random bytes make a decoder raise anything
+            raise EpisodeError(f"episode {self.name}: {topic}: a message cannot be decoded: {error!r}") from error
 
     def decoded(self, topic: str) -> list[tuple[int, Any]]:
         """All messages of a topic: (time of receipt in ns, message). Not for images: they would fill the memory."""
@@ -174,8 +183,8 @@ class Episode:
                         schemas[record.id] = record
                     elif isinstance(record, Channel):
                         channels[record.id] = record
-                        self._add_topic(record, schemas[record.schema_id])
-                    elif isinstance(record, Message):
+                        self._add_topic(record, schemas.get(record.schema_id))
+                    elif isinstance(record, Message) and record.channel_id in channels:
                         yield RecordedMessage(channels[record.channel_id].topic, record.log_time, record.data)
 
     def _files(self) -> list[Path]:
@@ -184,20 +193,29 @@ class Episode:
             raise EpisodeError(f"episode {self.directory}: there is no MCAP file")
         return files
 
-    def _add_topic(self, channel: Channel, schema: Schema) -> None:
+    def _add_topic(self, channel: Channel, schema: Schema | None) -> None:
         if channel.topic in self.topics:
             return
+        if schema is None:
+            raise EpisodeError(f"episode {self.name}: {channel.topic}: its type is missing, the file is damaged")
         self.topics[channel.topic] = TopicFacts(schema.name)
         if schema.name not in self.typestore.fielddefs:
-            types = get_types_from_msg(schema.data.decode(), schema.name)
+            try:
+                types = get_types_from_msg(schema.data.decode(), schema.name)
+            except (TypesysError, ValueError) as error:
+                raise EpisodeError(f"episode {self.name}: {schema.name}: not readable: {error!r}") from error
             self.typestore.register({name: it for name, it in types.items() if name not in self.typestore.fielddefs})
 
     def _metadata(self) -> dict[str, Any]:
         path = self.directory / METADATA
         try:
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise EpisodeError(f"{path}: not readable: {error}") from error
+        information = metadata.get("rosbag2_bagfile_information") if isinstance(metadata, dict) else None
+        if not isinstance(information, dict) or not isinstance(information.get("custom_data") or {}, dict):
+            raise EpisodeError(f"{path}: not readable: it is not the metadata of a bag")
+        return metadata
 
     def _custom_data(self) -> Mapping[str, str]:
         if not self.closed:
@@ -257,5 +275,5 @@ def _readable(stream: BinaryIO) -> Iterator[Any]:
     """The records of an MCAP file up to where it is torn off, if it is."""
     try:
         yield from StreamReader(stream, skip_magic=False).records
-    except (McapError, EOFError, struct.error, ValueError):
+    except (McapError, EOFError, struct.error, ValueError, OverflowError):
         return

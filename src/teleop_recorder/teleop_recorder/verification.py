@@ -28,6 +28,9 @@ from teleop_recorder.episode import INTERRUPTED, METADATA, STATUS_TOPIC, Episode
 from teleop_recorder.errors import EpisodeError
 from teleop_recorder.pictures import PICTURE_TYPES, decode_picture, fingerprint, recorded_name
 
+POSE_TYPE, GRIPPER_TYPE = "geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/JointState"
+# Bytes of a serialized header: 4 about the encoding, the stamp, the length of the frame.
+SHORTEST_HEADER = 16
 # One picture in this time is decoded, to see that it can be.
 DECODE_EVERY_S = 1.0
 # A clock that goes back by less was not set.
@@ -118,12 +121,12 @@ class Recording:
 
 
 def verify(episode: Episode, settings: Curation) -> list[Defect]:
-    """Every defect, those of the whole episode first, then in the order of time."""
+    """Every defect, those of the whole episode first, then in the order of time. Raises as `read`."""
     return find_defects(read(episode, settings))
 
 
 def read(episode: Episode, settings: Curation) -> Recording:
-    """Go through the episode once."""
+    """Go through the episode once. Raises EpisodeError when the pose or the gripper has another type than expected."""
     reader = _Reader(episode, settings)
     for message in episode.messages():
         reader.take(message)
@@ -194,6 +197,9 @@ class _Reader:
         self._settings = settings
         topics = dict.fromkeys([*settings.required, *settings.cameras, settings.pose, settings.gripper])
         self._names = {name: topic for topic in topics if (name := recorded_name(episode, topic)) is not None}
+        for topic, kind in ((settings.pose, POSE_TYPE), (settings.gripper, GRIPPER_TYPE)):
+            if topic in episode.topics and episode.topics[topic].type != kind:
+                raise EpisodeError(f"episode {episode.name}: {topic} is {episode.topics[topic].type}, expected {kind}")
         self._rows: dict[str, list[tuple[float, int, int]]] = {name: [] for name in self._names}
         self._frames: dict[str, Counter[str]] = {name: Counter() for name in self._names}
         self._decoded_s: dict[str, float] = {}
@@ -204,23 +210,28 @@ class _Reader:
 
     def take(self, message: RecordedMessage) -> None:
         seconds = self._clock.seconds(message.topic, message.log_ns)
-        if message.topic == STATUS_TOPIC:
+        try:
+            self._take(message, seconds)
+        except EpisodeError as error:
+            self._defects.append(Defect(Kind.UNREADABLE, message.topic, seconds, seconds, str(error)))
+
+    def _take(self, message: RecordedMessage, seconds: float) -> None:
+        topic, data = message.topic, message.data
+        if topic == STATUS_TOPIC:
             # Recordings of last month do not have them.
-            self._events = tuple(getattr(self._episode.decode(message.topic, message.data), "events", ()))
-        if message.topic not in self._names:
+            self._events = tuple(getattr(self._episode.decode(topic, data), "events", ()))
+        if topic not in self._names:
             return
-        kind = self._episode.topics[message.topic].type
-        stamp_ns, frame = message.log_ns, None
+        kind, values = self._episode.topics[topic].type, self._values.get(self._names[topic])
+        stamp_ns = message.log_ns
         if _has_header(self._episode, kind):
-            stamp_ns, frame = _header(message.data)
-            self._frames[message.topic][frame] += 1
-        print_ = fingerprint(message.data) if kind in PICTURE_TYPES else 0
-        self._rows[message.topic].append((seconds, stamp_ns, print_))
+            stamp_ns, frame = _header(data)
+            self._frames[topic][frame] += 1
+        if values is not None:
+            values.append(self._episode.decode(topic, data))
         if kind in PICTURE_TYPES:
             self._try_to_decode(message, seconds)
-        elif self._names[message.topic] in self._values:
-            value = self._episode.decode(message.topic, message.data)
-            self._values[self._names[message.topic]].append(value)
+        self._rows[topic].append((seconds, stamp_ns, fingerprint(data) if kind in PICTURE_TYPES else 0))
 
     def recording(self) -> Recording:
         tracks = {topic: self._track(name) for name, topic in self._names.items() if self._rows[name]}
@@ -269,7 +280,12 @@ def _has_header(episode: Episode, kind: str) -> bool:
 
 
 def _header(data: bytes) -> tuple[int, str]:
-    """(stamp in ns, frame) of a serialized message that begins with a header, without decoding the rest."""
+    """(stamp in ns, frame) of a serialized message that begins with a header, without decoding the rest.
+
+    Raises EpisodeError for a message that is too short for one.
+    """
+    if len(data) < SHORTEST_HEADER:
+        raise EpisodeError(f"a message of {len(data)} bytes has no header")
     order = "little" if data[1] & 1 else "big"
     seconds = int.from_bytes(data[4:8], order, signed=True)  # type: ignore[arg-type]
     nanoseconds = int.from_bytes(data[8:12], order)  # type: ignore[arg-type]
@@ -298,9 +314,9 @@ def _count(episode: Episode) -> int:
     return sum(facts.count for facts in episode.topics.values())
 
 
-def _expected_count(episode: Episode) -> int:
+def _expected_count(episode: Episode) -> int | None:
     text = (episode.directory / METADATA).read_text(encoding="utf-8")
-    return yaml.safe_load(text)["rosbag2_bagfile_information"]["message_count"]
+    return yaml.safe_load(text)["rosbag2_bagfile_information"].get("message_count")
 
 
 def _has_trailer(file: Any) -> bool:

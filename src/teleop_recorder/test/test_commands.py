@@ -28,6 +28,11 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_episode(tmp_path_factory.mktemp("tiny") / "ep", seconds=0.2)
+
+
 def without_wrist(samples):
     return [sample for sample in samples if sample.topic != WRIST]
 
@@ -114,6 +119,39 @@ def test_verify_counts_an_episode_that_cannot_be_read(root, capsys):
     code, lines, _ = run(capsys, "verify", root, *CONFIG)
     assert code == 1
     assert lines[0].startswith("ep_1: ") and "not readable" in lines[0]
+
+
+def test_topic_of_another_type_than_the_settings_say_is_told(root, capsys, tmp_path):
+    config = tmp_path / "curation.yaml"
+    config.write_text(Path(CONFIG[1]).read_text().replace("pose: /current_pose ", "pose: /joint_states "))
+    code, lines, _ = run(capsys, "verify", root / "ep_1", "--config", config)
+    assert code == 1
+    assert "/joint_states is sensor_msgs/msg/JointState, expected geometry_msgs/msg/PoseStamped" in lines[0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_file_never_keeps_the_others_from_being_verified(tmp_path, tiny, capsys, data):
+    root = tmp_path / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(tiny, root / "ep_1")
+    shutil.copytree(tiny, root / "ep_2")
+    (file,) = (root / "ep_1").glob("*.mcap")
+    content = bytearray(file.read_bytes())
+    begin = data.draw(st.integers(0, 20_000) | st.integers(0, len(content) - 1))
+    content[begin : begin + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=40))
+    file.write_bytes(content)
+    for command in (["list", root], ["verify", root, *CONFIG], ["show", root, *CONFIG]):
+        _, lines, errors = run(capsys, *command)
+        assert "ep_2" in "\n".join(lines), errors
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "rosbag2_bagfile_information: 3", "\xff"])
+def test_metadata_that_is_none_is_told_with_its_file(root, capsys, text):
+    (root / "ep_1" / METADATA).write_text(text, encoding="latin-1")
+    code, lines, _ = run(capsys, "verify", root, *CONFIG)
+    assert code == 1
+    assert lines[0].startswith(f"ep_1: {root / 'ep_1' / METADATA}: not readable: ")
 
 
 def test_settings_that_do_not_exist_exit_2(root, capsys):
@@ -227,11 +265,6 @@ COMMANDS = {
     "list": ["list", "."],
     "metadata lost": None,
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_episode(tmp_path_factory.mktemp("tiny") / "ep", seconds=0.2)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
