@@ -57,6 +57,7 @@ from teleop_recorder.lerobot_layout import Layout, Piece, VideoWriter, write_dat
 from teleop_recorder.motion_labels import action_rows, state_rows
 from teleop_recorder.pictures import decode_picture, viewable
 
+UNREADABLE = "unreadable"
 MEASURED, TARGET, COMMAND = "measured", "target", "command"
 STATISTICS_FILE = "dataset_statistics.json"
 SOURCES_FILE = "meta/source_frames.jsonl"
@@ -232,6 +233,9 @@ def _export(
     done = list(tqdm(_in_processes(requests, jobs), total=len(requests), unit="episode", desc="export"))
     # A person may have discarded one while the others were being exported.
     done = [_unless_discarded(request.directory, result) for request, result in zip(requests, done, strict=True)]
+    for result in done:
+        if result.left_out == UNREADABLE:
+            print(f"export: episode {result.name} is {UNREADABLE}: see `molmoact episodes verify`", file=sys.stderr)
     problems = [result for result in done if result.problem]
     if problems:
         for result in problems:
@@ -296,7 +300,7 @@ def _export_episode(request: _Request) -> Exported:
     try:
         episode = Episode.open(request.directory)
     except EpisodeError:  # then nothing says that it is a success
-        return Exported(request.name, Labels(), left_out="unreadable")
+        return Exported(request.name, Labels(), left_out=UNREADABLE)
     labels = episode.labels
     outcome = labels.outcome if episode.closed or labels.outcome == DISCARD else INTERRUPTED
     if outcome not in request.outcomes:
@@ -545,11 +549,25 @@ def _summary(
     exported: Sequence[Exported], sources: Sequence[dict[str, Any]], frames: int, idle: int, settings: ExportSettings
 ) -> str:
     text = f"{frames} frames ({frames / settings.timing.rate:.1f} s) of {len(exported)} episodes"
-    if len(sources) > len(exported):
-        text += f", in {len(sources)} parts because of gaps"
+    missing = _missing_moments(sources)
+    if missing:
+        text += (
+            f", in {len(sources)} parts: at {missing} moments something was missing or out of sync "
+            "(see --align, --tolerance, --sync-tolerance)"
+        )
     if settings.idle is not None:
         text += f"; {idle} idle frames left out ({100 * idle / max(1, frames + idle):.1f} %)"
     return text
+
+
+def _missing_moments(sources: Sequence[dict[str, Any]]) -> int:
+    """Between the parts of the episodes that have several."""
+    ends: dict[str, int] = {}
+    missing = 0
+    for source in sources:
+        missing += source["first_moment"] - ends.get(source["source"], source["first_moment"])
+        ends[source["source"]] = source["first_moment"] + source["moments"]
+    return missing
 
 
 def _piece(result: Exported, number: int, run: dict[str, Any], settings: ExportSettings) -> Piece:
