@@ -63,6 +63,13 @@ def load_bag_mapping(path: Path) -> BagMapping:
     if entries.get("stamps", "header") not in ("header", "receipt"):
         raise ConfigurationError(f"{path}: stamps: {entries['stamps']!r}, expected header or receipt")
     gripper = gripper_mapping(entries.get("gripper"), ("topic",), path)
+    ours = [
+        *(name.removesuffix(COMPRESSED_SUFFIX) for name in topics.values()),
+        *tf,
+        *([GRIPPER_TOPIC] if gripper else []),
+    ]
+    if twice := [name for name in ours if ours.count(name) > 1]:
+        raise ConfigurationError(f"{path}: {twice[0]}: comes from two places, expected one")
     if not (topics or tf):
         raise ConfigurationError(f"{path}: names neither topics nor tf: there is nothing to import")
     return BagMapping(**{**entries, "tf": {topic: tuple(frames) for topic, frames in tf.items()}, "gripper": gripper})

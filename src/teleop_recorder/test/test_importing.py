@@ -286,8 +286,11 @@ def test_messages_without_stamps_are_refused_unless_receipt_counts(tmp_path, cap
     [
         ({"topics": {"/none": POSE}}, "there is no /none; it has"),
         ({"topics": {RENAMED[GRIPPER]: POSE}}, "is sensor_msgs/msg/JointState, but /current_pose is geometry_msgs"),
-        ({"tf": {POSE: ["base", "tool"]}}, "there is no /tf"),
-        ({"gripper": {"topic": RENAMED[GRIPPER], "joints": ["thumb"]}}, "there is no joint thumb"),
+        ({"topics": {}, "tf": {POSE: ["base", "tool"]}}, "there is no /tf"),
+        (
+            {"topics": {RENAMED[POSE]: POSE}, "gripper": {"topic": RENAMED[GRIPPER], "joints": ["thumb"]}},
+            "no joint thumb",
+        ),
     ],
 )
 def test_mapping_that_does_not_fit_the_bag_is_named(tmp_path, capsys, change, message):
@@ -307,6 +310,7 @@ def test_mapping_that_does_not_fit_the_bag_is_named(tmp_path, capsys, change, me
         ("gripper: {scale: 1}", "gripper: topic: missing"),
         ("gripper: {topic: /a, scale: wide}", "gripper: scale: 'wide', expected a number"),
         ("speed: 1", "speed: unknown"),
+        ("{topics: {/a: /current_pose}, tf: {/current_pose: [a, b]}}", "/current_pose: comes from two places"),
         ("{}", "names neither topics nor tf"),
         ("a: [", "not readable"),
     ],
