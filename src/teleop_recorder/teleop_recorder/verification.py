@@ -57,6 +57,7 @@ class Kind(str, Enum):
     BAD_PICTURE = "bad picture"
     WRONG_FRAME = "wrong frame"
     BACKWARDS = "time backwards"
+    STOPPED = "time stands still"
     JUMP = "jump in pose"
     NOT_FINITE = "pose not finite"
     IDLE = "all idle"
@@ -345,6 +346,7 @@ def _topic_defects(recording: Recording, topic: str) -> Iterator[Defect]:
         yield Defect(Kind.MISSING_TOPIC, topic, 0.0, recording.length_s, f"no message in {recording.length_s:.2f} s")
         return
     yield from _gaps(recording, track, rule.gap)
+    yield from _stopped(track, rule.gap)
     intervals = _advances(track) / 1e9
     between_gaps = intervals[(intervals > 0.0) & (intervals <= rule.gap)]
     rate = len(between_gaps) / between_gaps.sum() if len(between_gaps) else 0.0
@@ -359,6 +361,14 @@ def _topic_defects(recording: Recording, topic: str) -> Iterator[Defect]:
         step_s = (track.stamps_ns[index] - track.stamps_ns[index + 1]) / 1e9
         text = f"a stamp {step_s:.3f} s before that of the message before"
         yield Defect(Kind.BACKWARDS, track.name, track.seconds[index + 1], track.seconds[index + 1], text)
+
+
+def _stopped(track: Track, longest_s: float) -> Iterator[Defect]:
+    for begin, end in _stretches(np.diff(track.stamps_ns) == 0):
+        begin_s, end_s = track.seconds[begin], track.seconds[end]
+        if end_s - begin_s > longest_s:
+            text = f"{end - begin + 1} messages received in {end_s - begin_s:.2f} s have one stamp"
+            yield Defect(Kind.STOPPED, track.name, begin_s, end_s, text)
 
 
 def _advances(track: Track) -> np.ndarray:

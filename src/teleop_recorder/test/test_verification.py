@@ -240,6 +240,21 @@ def test_stamps_that_go_back_are_told_with_topic_and_step(tmp_path):
     assert defect.explanation == "a stamp 0.033 s before that of the message before"
 
 
+def test_stamps_that_stand_still_are_counted(tmp_path):
+    def stop(samples):
+        # The clock goes on where it stood, as that of a simulator that was paused.
+        for sample in samples:
+            if sample.topic == POSE:
+                t = seconds(sample)
+                restamp(sample, stamp_of(sample) - round(1e9 * min(max(t - 1.0, 0.0), 0.2)))
+        return samples
+
+    defect = only(defects(tmp_path, stop), Kind.STOPPED)
+    assert defect.topic == POSE
+    assert (defect.begin_s, defect.end_s) == pytest.approx((1.0, 1.2), abs=0.011)
+    assert defect.explanation == "20 messages received in 0.19 s have one stamp"
+
+
 def test_clock_set_back_is_told_once_and_does_not_make_gaps(tmp_path):
     def set_back(samples):
         return [it._replace(log_ns=it.log_ns - 40 * 10**9) if seconds(it) > 1.5 else it for it in samples]
