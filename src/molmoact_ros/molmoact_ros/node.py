@@ -385,9 +385,10 @@ def spin(executor: Executor, node: ManagedNode) -> None:
         except ExternalShutdownException:
             return node.end("the ROS context was shut down")
         except Exception as error:
-            # What an executor is about to wait for cannot be destroyed without it noticing.
+            # What an executor is about to wait for cannot be destroyed without it noticing, nor can it itself be shut
+            # down: its guard condition is then None.
             destroyed = node.destroying or node.destructions != destructions
-            if isinstance(error, InvalidHandle) or (isinstance(error, RCLError) and destroyed):
+            if isinstance(error, InvalidHandle) or (isinstance(error, (RCLError, AttributeError)) and destroyed):
                 continue
             return node.fail(f"a callback failed: {_reason(error)}", error)
 
@@ -398,6 +399,7 @@ def _end(node: ManagedNode, executor: MultiThreadedExecutor, spinner: threading.
         node.trigger_deactivate()
     if not node.finalized:
         node.trigger_shutdown()
+    node.destroying = True
     executor.shutdown(timeout_sec=WORKER_STOP_TIMEOUT_S)
     spinner.join(WORKER_STOP_TIMEOUT_S)
 
