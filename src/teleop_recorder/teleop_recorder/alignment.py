@@ -78,11 +78,12 @@ class Openings:
 
 @dataclass(frozen=True)
 class ArmTracks:
-    """What was recorded of one arm. `motion` is what actions are computed from: `measured` itself, or the targets."""
+    """What was recorded of one arm: what was measured, and what actions are computed from (that, or what was asked)."""
 
     measured: Poses
-    motion: Poses
     openings: Openings
+    motion: Poses
+    motion_openings: Openings
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Samples:
     pictures: NDArray[np.int64]  # [N, C] which of the camera's messages, in the order of the bag
     positions: NDArray[np.float64]  # [N, A, 3] m, measured
     quaternions: NDArray[np.float64]  # [N, A, 4] x y z w
+    openings: NDArray[np.float64]  # [N, A] 0 closed ... 1 open, measured
     motion_positions: NDArray[np.float64]  # [N, A, 3] m, what actions are computed from
     motion_quaternions: NDArray[np.float64]  # [N, A, 4]
-    openings: NDArray[np.float64]  # [N, A] 0 closed ... 1 open
+    motion_openings: NDArray[np.float64]  # [N, A]
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -169,11 +171,10 @@ def align(cameras: Mapping[str, NDArray[np.int64]], arms: Sequence[ArmTracks], t
     """
     streams = [
         *cameras.values(),
-        *(track.stamps for arm in arms for track in (arm.measured, arm.motion)),
-        *(arm.openings.stamps for arm in arms if not arm.openings.commanded),
+        *(track.stamps for arm in arms for track in (arm.measured, arm.motion, arm.openings)),
     ]
     begins = [int(stamps.min()) for stamps in streams]
-    begins += [int(arm.openings.stamps[0]) for arm in arms if arm.openings.commanded]
+    begins += [int(arm.motion_openings.stamps[0]) for arm in arms]
     times = moments(max(begins), min(int(stamps.max()) for stamps in streams), timing.rate)
     if not len(times):
         return []
@@ -181,8 +182,9 @@ def align(cameras: Mapping[str, NDArray[np.int64]], arms: Sequence[ArmTracks], t
     measured = [interpolate_poses(arm.measured, times, timing) for arm in arms]
     motion = [interpolate_poses(arm.motion, times, timing) for arm in arms]
     openings = [interpolate_openings(arm.openings, times, timing) for arm in arms]
+    motion_openings = [interpolate_openings(arm.motion_openings, times, timing) for arm in arms]
     present = np.array([picture is not None for picture in pictures])
-    for *_, there in (*measured, *motion, *openings):
+    for *_, there in (*measured, *motion, *openings, *motion_openings):
         present &= there
     nothing = (-1,) * len(cameras)
     whole = Samples(
@@ -191,9 +193,10 @@ def align(cameras: Mapping[str, NDArray[np.int64]], arms: Sequence[ArmTracks], t
         np.array([nothing if picture is None else picture for picture in pictures], np.int64),
         np.stack([positions for positions, _, _ in measured], 1),
         np.stack([quaternions for _, quaternions, _ in measured], 1),
+        np.stack([values for values, _ in openings], 1),
         np.stack([positions for positions, _, _ in motion], 1),
         np.stack([quaternions for _, quaternions, _ in motion], 1),
-        np.stack([values for values, _ in openings], 1),
+        np.stack([values for values, _ in motion_openings], 1),
     )
     return [_part(whole, begin, end) for begin, end in _runs(present)]
 
@@ -232,16 +235,16 @@ def read_picture_stamps(episode: Episode, topics: Mapping[str, str]) -> dict[str
 def read_arm(episode: Episode, prefix: str, targets: bool, commanded: bool) -> ArmTracks:
     """What the bag holds of an arm; `prefix` comes before its topics ("left/", or nothing).
 
-    targets: actions come from target_pose, else from current_pose. commanded: the opening is what teleoperation asked
+    targets: actions come from target_pose, else from current_pose. commanded: their gripper is what teleoperation asked
     for, else what was measured between the fingers. Raises EpisodeError naming the topic that is missing or wrong.
     """
     measured = read_poses(episode, f"/{prefix}current_pose")
+    openings = _read_widths(episode, f"/{prefix}franka_gripper/joint_states")
     return ArmTracks(
         measured,
+        openings,
         read_poses(episode, f"/{prefix}target_pose") if targets else measured,
-        _read_commands(episode, prefix)
-        if commanded
-        else _read_widths(episode, f"/{prefix}franka_gripper/joint_states"),
+        _read_commands(episode, prefix) if commanded else openings,
     )
 
 
@@ -351,7 +354,8 @@ def _part(samples: Samples, begin: int, end: int) -> Samples:
         samples.pictures[keep],
         samples.positions[keep],
         samples.quaternions[keep],
+        samples.openings[keep],
         samples.motion_positions[keep],
         samples.motion_quaternions[keep],
-        samples.openings[keep],
+        samples.motion_openings[keep],
     )

@@ -66,6 +66,8 @@ PIECE_FILE = "piece.json"
 # Counts up when the same settings give other pieces: what an older version left is not used.
 PIECES_VERSION = 1
 ROBOT_TYPE = "franka"
+# The opening below which the bridge closes the hand, unless it is set otherwise (gripper_close_below).
+CLOSED_BELOW = 0.3
 STATE_NAMES = ("x", "y", "z", "qx", "qy", "qz", "qw", "gripper")
 
 
@@ -406,7 +408,7 @@ def _kept(samples: Samples, settings: ExportSettings) -> NDArray[np.int64]:
     """Which of the samples stay."""
     if settings.idle is None or len(samples) < 2:
         return np.arange(len(samples))
-    motion = samples.motion_positions, samples.motion_quaternions, samples.openings
+    motion = samples.motion_positions, samples.motion_quaternions, samples.motion_openings
     return np.flatnonzero(kept_frames(*motion, settings.timing.rate, settings.idle))
 
 
@@ -416,7 +418,7 @@ def _states(samples: Samples, keep: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _actions(samples: Samples, keep: NDArray[np.int64], settings: ExportSettings) -> NDArray[np.float32]:
-    motion = samples.motion_positions[keep], samples.motion_quaternions[keep], samples.openings[keep]
+    motion = samples.motion_positions[keep], samples.motion_quaternions[keep], samples.motion_openings[keep]
     return action_rows(*motion, settings.embodiment).astype(np.float32)
 
 
@@ -542,7 +544,7 @@ def _put_together(root: Path, exported: Sequence[Exported], settings: ExportSett
     (root / SOURCES_FILE).write_text("".join(f"{json.dumps(source)}\n" for source in sources), encoding="utf-8")
     idle, frames = sum(source["idle"] for source in sources), sum(len(piece.action) for piece in pieces)
     write_json(root / SETTINGS_FILE, {**_described(settings), "frames": frames, "idle_frames_left_out": idle})
-    return _summary(exported, sources, frames, idle, settings)
+    return _summary(exported, sources, frames, idle, settings) + _gripper_note(pieces, settings)
 
 
 def _summary(
@@ -558,6 +560,17 @@ def _summary(
     if settings.idle is not None:
         text += f"; {idle} idle frames left out ({100 * idle / max(1, frames + idle):.1f} %)"
     return text
+
+
+def _gripper_note(pieces: Sequence[Piece], settings: ExportSettings) -> str:
+    """Fingers that hold something wide are never seen closed: a policy taught so does not close them."""
+    openings = np.concatenate([piece.state[:, len(STATE_NAMES) - 1 :: len(STATE_NAMES)] for piece in pieces])
+    if settings.gripper == COMMAND or openings.min() < CLOSED_BELOW or np.ptp(openings) < CLOSED_BELOW:
+        return ""
+    return (
+        f"\nnote: the gripper moves, but is never less than {openings.min():.2f} open, as if it held something: "
+        "--gripper command teaches what was asked of it instead"
+    )
 
 
 def _missing_moments(sources: Sequence[dict[str, Any]]) -> int:

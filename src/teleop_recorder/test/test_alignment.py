@@ -209,7 +209,8 @@ def test_last_moment_may_be_the_last_stamp_whatever_it_was_rounded_to():
 
 def test_gap_ends_a_run_of_samples_so_that_no_step_jumps_over_it():
     poses = pose_track(*range(0, 2001, 10))
-    arm = ArmTracks(poses, poses, Openings(poses.stamps, np.ones(len(poses.stamps))))
+    openings = Openings(poses.stamps, np.ones(len(poses.stamps)))
+    arm = ArmTracks(poses, openings, poses, openings)
     taken = np.array([t for t in range(0, 2001, 33) if not 700 < t < 1100], np.int64) * MS
     runs = align({"front": taken}, [arm], Timing(20, NEAREST, 0.04))
     assert len(runs) == 2
@@ -221,7 +222,8 @@ def test_gap_ends_a_run_of_samples_so_that_no_step_jumps_over_it():
 
 def test_streams_that_have_no_moment_in_common_give_no_samples():
     poses = pose_track(0, 10, 20)
-    arm = ArmTracks(poses, poses, Openings(poses.stamps, np.ones(3)))
+    openings = Openings(poses.stamps, np.ones(3))
+    arm = ArmTracks(poses, openings, poses, openings)
     assert align({"front": stamps(500, 600)}, [arm], Timing(15)) == []
 
 

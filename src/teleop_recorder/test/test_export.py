@@ -18,21 +18,27 @@ import pytest
 import yaml
 from molmoact_policy.actions import ActionStatistics
 from molmoact_policy.embodiment import EMBODIMENT_FILE, Embodiment
+from rosbags.typesys import get_types_from_msg
 from teleop_recorder import export
 from teleop_recorder.episode import METADATA, Episode
+from teleop_recorder.foreign import message_of
 from teleop_recorder.motion_labels import integrate
 
 from .episodes import (
     CAMERA_HZ,
     FRONT,
+    MESSAGES,
     POSE,
     START_NS,
+    Sample,
     make_episode,
     number_of,
     position_at,
     progress_at,
     restamp,
     stamp_of,
+    typestore,
+    write_samples,
 )
 
 KEY = "lab"
@@ -109,7 +115,10 @@ def dataset(episodes, tmp_path_factory) -> Path:
 def test_only_successes_are_exported_and_what_is_left_out_is_said(episodes, tmp_path, capsys):
     dataset = exported(episodes, tmp_path / "dataset")
     assert [source["source"] for source in sources(dataset)] == ["a", "b"]
-    assert "left out: 1 discard, 1 failure, 2 interrupted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out: 1 discard, 1 failure, 2 interrupted" in said
+    # Their gripper closes on something 4 cm wide.
+    assert "the gripper moves, but is never less than 0.50 open" in said
 
 
 def test_failures_are_exported_when_asked_for_and_discarded_ones_cannot_be(episodes, tmp_path, capsys):
@@ -333,6 +342,30 @@ def test_targets_are_followed_when_asked_for(tmp_path):
     # The same motion, but 0.1 s earlier.
     fastest = {choice: np.linalg.norm(action[:, :3], axis=1).argmax() for choice, action in actions.items()}
     assert fastest["measured"] - fastest["target"] in (1, 2)
+
+
+def test_commanded_gripper_is_in_the_actions_and_the_measured_one_in_the_state(tmp_path):
+    store = typestore()
+    for name in ("CartesianDelta", "TeleopCommand"):
+        kind = f"molmoact_msgs/msg/{name}"
+        store.register(get_types_from_msg((MESSAGES / f"{name}.msg").read_text(), kind))
+
+    def command(stamp_ns: int, gripper: float, enabled: bool) -> Sample:
+        message = message_of(store, kind, enabled=enabled)
+        message.delta.gripper = gripper
+        return restamp(Sample("/teleop_command", stamp_ns, kind, message), stamp_ns)
+
+    samples = []
+    make_episode(tmp_path / "made", seconds=2.0, edit=lambda made: samples.extend(made) or made)
+    first, closing, idle = START_NS, START_NS + 10**9, START_NS + 15 * 10**8
+    samples += [command(first, 1.0, True), command(closing, 0.0, True), command(idle, 1.0, False)]
+    write_samples(tmp_path / "episodes" / "a", sorted(samples, key=lambda sample: sample.log_ns), store)
+    dataset = exported(tmp_path / "episodes", tmp_path / "dataset", "--gripper", "command")
+    table = rows(dataset)
+    assert table["observation.state"][-1, 7] == pytest.approx(0.5, abs=0.01)
+    asked = 1.0 - table["action"][:, 6]  # low opens
+    assert set(asked.tolist()) == {0.0, 1.0} and np.all(np.diff(asked) <= 0)
+    assert np.flatnonzero(asked == 0)[0] == pytest.approx(RATE - 1, abs=1)
 
 
 def test_episode_that_cannot_be_exported_is_named_and_nothing_is_written(tmp_path, capsys):
