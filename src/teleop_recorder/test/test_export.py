@@ -27,6 +27,7 @@ from teleop_recorder.motion_labels import integrate
 from .episodes import (
     CAMERA_HZ,
     FRONT,
+    GRIPPER,
     MESSAGES,
     POSE,
     START_NS,
@@ -201,8 +202,8 @@ def test_same_episodes_give_the_same_bytes_in_any_number_of_processes(episodes, 
 
 def test_export_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path):
     root = tmp_path / "episodes"
-    for name in "abcd":
-        make_episode(root / name, seconds=2.0, size=(320, 240))
+    for name, seconds in (("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 8.0)):  # there is time to kill it before d is done
+        make_episode(root / name, seconds=seconds, size=(320, 240))
     whole = digests(exported(root, tmp_path / "whole"))
     options = parsed(root, tmp_path / "torn")
     arguments = [str(root), "--out", str(options.out), "--embodiment", KEY, "--embodiments", str(options.embodiments)]
@@ -366,6 +367,22 @@ def test_commanded_gripper_is_in_the_actions_and_the_measured_one_in_the_state(t
     asked = 1.0 - table["action"][:, 6]  # low opens
     assert set(asked.tolist()) == {0.0, 1.0} and np.all(np.diff(asked) <= 0)
     assert np.flatnonzero(asked == 0)[0] == pytest.approx(RATE - 1, abs=1)
+
+
+def test_two_arms_stand_side_by_side(tmp_path):
+    def mirrored(samples):
+        arms = {POSE, GRIPPER}
+        left = [sample._replace(topic=f"/left{sample.topic}") if sample.topic in arms else sample for sample in samples]
+        right = [sample._replace(topic=f"/right{sample.topic}") for sample in samples if sample.topic in arms]
+        return sorted(left + right, key=lambda sample: sample.log_ns)
+
+    make_episode(tmp_path / "episodes" / "a", seconds=1.0, edit=mirrored)
+    dataset = exported(tmp_path / "episodes", tmp_path / "dataset", "--arms", "left/", "right/")
+    table = rows(dataset)
+    np.testing.assert_array_equal(table["action"][:, :7], table["action"][:, 7:])
+    np.testing.assert_array_equal(table["observation.state"][:, :8], table["observation.state"][:, 8:])
+    names = json.loads((dataset / "meta" / "info.json").read_text())["features"]["action"]["names"]
+    assert (names[0], names[7], names[13]) == ("left_x", "right_x", "right_gripper")
 
 
 def test_episode_that_cannot_be_exported_is_named_and_nothing_is_written(tmp_path, capsys):
