@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from franka_sim.episode import StepFollower, operator_episode
-from franka_sim.operator import CLOSED, OPEN, SceneView, ScriptedOperator
+from franka_sim.operator import CLOSED, OPEN, VIA_DETOUR_M, VIA_MIN, SceneView, ScriptedOperator, WanderingOperator
 from franka_sim.rotations import TOOL_DOWN, about_z
 from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
@@ -151,3 +151,47 @@ def test_operator_aligns_its_fingers_with_the_cube(yaw: float) -> None:
         view = operator.imagine(view, step)
     along = np.abs(about_z(yaw).T @ view.rotation[:, 1])  # the closing axis, seen from the cube
     assert max(along[:2]) > np.cos(0.1)
+
+
+def wandered(task: str, seed: int) -> tuple[list[np.ndarray], SceneView]:
+    """(the tool's path, the last view) of an imagined episode of the wandering operator."""
+    scripted, view = operator_for(task), seen(task, seed)
+    operator = WanderingOperator(scripted, seed)
+    path = [view.position]
+    while not scripted.done(view) and len(path) < 3 * ROLLOUT_STEPS:
+        view = scripted.imagine(view, operator.step(view))
+        path.append(view.position)
+    return path, view
+
+
+@settings(deadline=None, max_examples=20)
+@given(task=st.sampled_from(TASKS), seed=st.integers(0, 1000))
+def test_wandering_reaches_the_same_goal_as_slowly_by_another_way(task: str, seed: int) -> None:
+    path, view = wandered(task, seed)
+    operator = operator_for(task)
+    assert operator.done(view)
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    assert steps.max() <= CONFIG.operator.speed * CONFIG.operator.step_period + 1e-9
+    assert min(position[2] for position in path) > 0.01
+    _, straight = operator.rollout(seen(task, seed), ROLLOUT_STEPS)
+    off = max(min(np.linalg.norm(np.subtract(a, b)[:2]) for b in straight) for a in path)
+    assert off > VIA_DETOUR_M / 2
+    assert steps.sum() > np.linalg.norm(np.diff(straight, axis=0), axis=1).sum()
+
+
+def test_wandering_is_the_same_for_a_seed_and_another_for_another() -> None:
+    first, again, other = (wandered("place", seed)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert len(other) != len(first) or np.abs(np.subtract(other, first)).max() > 0.01
+
+
+def test_a_held_cube_is_lifted_before_it_is_carried_elsewhere() -> None:
+    scripted, view = operator_for("place"), seen("place", 3)
+    cube = view.objects["red_cube"][0]
+    held = replace(view, position=cube.copy(), gripper_width=CONFIG.objects.cubes.size)
+    operator = WanderingOperator(scripted, 3)
+    while held.position[2] < VIA_MIN[2]:
+        step = operator.step(held)
+        assert step.gripper == CLOSED
+        assert np.linalg.norm(step.translation[:2]) < 1e-9
+        held = scripted.imagine(held, step)
