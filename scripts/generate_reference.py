@@ -12,6 +12,7 @@ from franka_sim.parameters import SimulatorParameters
 from molmoact_policy.node import PolicyParameters
 from molmoact_ros.parameters import Declared, declarations
 from teleop_recorder.parameters import RecorderParameters
+from teleop_recorder.teleop_node import DEVICES
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -20,6 +21,7 @@ NODES = {
     "franka_bridge": ("config/bridge.yaml", BridgeParameters),
     "franka_sim": ("config/sim.yaml", SimulatorParameters),
     "recorder": ("config/recorder.yaml", RecorderParameters),
+    **{f"teleop_{name}": ("config/teleop.yaml", device.parameters) for name, device in DEVICES.items()},
 }
 GENERATED = "<!-- written by scripts/generate_reference.py; do not edit -->\n"
 

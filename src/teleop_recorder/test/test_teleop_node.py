@@ -305,11 +305,9 @@ def test_settings_that_make_no_sense_are_refused_by_name(device, changes, word):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_settings_file_says_every_parameter_of_a_device(device):
-    content = yaml.safe_load(CONFIG.read_text())
-    shared, own = (content[name]["ros__parameters"] for name in ("/**", f"teleop_{device}"))
+    values = yaml.safe_load(CONFIG.read_text())[f"teleop_{device}"]["ros__parameters"]
     fixed = {"base_frame", "tcp_frame"}  # the robot's names, which nobody sets
-    assert {*shared, *own} == {declared.name for declared in declarations(DEVICES[device].parameters)} - fixed
-    for declared in declarations(DEVICES[device].parameters):
-        if declared.name not in fixed:
-            value = {**shared, **own}[declared.name]
-            assert declared.complaint(Parameter(declared.name, declared.type, value)) is None
+    declared = [each for each in declarations(DEVICES[device].parameters) if each.name not in fixed]
+    assert set(values) == {each.name for each in declared}
+    for each in declared:
+        assert each.complaint(Parameter(each.name, each.type, values[each.name])) is None
