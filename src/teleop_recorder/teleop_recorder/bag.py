@@ -137,6 +137,10 @@ class BagWriter:
         self._check_free_space(self.directory)
         self._unchecked_bytes = 0
 
+    def use_reserve(self) -> None:
+        """From now on the reserve may be written to: it is there for the last words."""
+        self._reserve_bytes = 0
+
     def close(self, custom_data: Mapping[str, str] | None = None) -> None:
         """Write the index, then the metadata with `custom_data` in it. Closing a closed bag does nothing.
 

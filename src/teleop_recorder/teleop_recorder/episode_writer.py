@@ -101,7 +101,7 @@ class EpisodeWriter:
         """Write the last status, which says the outcome, and close the bag. RecordingError: the disk fails."""
         if labels.outcome == DISCARD:
             mark_discarded(self.directory)
-        # Not write_status: the reserve is there for this.
+        self._bag.use_reserve()
         self._bag.write(STATUS_TOPIC, time.time_ns(), status)
         self._bag.close()
         self.labels = labels

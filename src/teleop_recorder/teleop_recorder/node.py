@@ -57,7 +57,7 @@ class RecorderNode(ManagedNode):
         slow = MutuallyExclusiveCallbackGroup()
         self.create_service(StopEpisode, "stop_episode", self._on_stop, callback_group=slow)
         self.create_service(RelabelEpisode, "relabel_episode", self._on_relabel, callback_group=slow)
-        self.create_service(Trigger, "undo_last_episode", self._on_undo, callback_group=slow)
+        self.create_service(Trigger, "undo_episode", self._on_undo, callback_group=slow)
 
     def start(self) -> None:
         p = self.p
@@ -65,11 +65,9 @@ class RecorderNode(ManagedNode):
             Path(p.directory).expanduser().resolve(), p.disk_reserve * MIB, p.silence_timeout, p.buffer * MIB
         )
         try:
-            self._session = Session(settings, self._typestore, self._pack)
+            self._session = Session(settings, self._typestore, self._pack, self.get_logger().warning)
         except RecordingError as error:
             raise ConfigurationError(f"parameter 'directory': {error}") from error
-        for note in self._session.notes:
-            self.get_logger().warning(note)
         for name, spec in self._specs.items():
             if spec.required_hz is not None:
                 self._session.await_topic(name, spec.required_hz)

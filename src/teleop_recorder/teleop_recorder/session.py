@@ -72,16 +72,20 @@ class SessionSettings:
 class Session:
     """Holds the lock of the root from its construction to `close`.
 
-    Construction recovers what a crash left there; `notes` says what it found.
+    Construction recovers what a crash left there. `warn` is told what was found, and of every episode that ends without
+    having been asked to; it may be called by any thread.
 
     Raises:
         RecordingError: another recorder writes there, or nobody can.
     """
 
-    def __init__(self, settings: SessionSettings, typestore: Typestore, pack: Pack) -> None:
+    def __init__(
+        self, settings: SessionSettings, typestore: Typestore, pack: Pack, warn: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._typestore = typestore
         self._pack = pack
+        self._warn = warn
         self._lock = threading.RLock()
         self._label_lock = threading.Lock()  # of what is on the disk; reading it takes long, so no other lock is held
         self._topics: list[RecordedTopic] = []
@@ -92,12 +96,14 @@ class Session:
         self._speeds: deque[tuple[float, int]] = deque(maxlen=SPEED_TICKS + 1)
         self._root_lock = RootLock(settings.root)
         try:
-            self.notes = recover_all(settings.root)
-            if self.notes or not index.is_current(settings.root):
-                self.notes += index.rebuild(settings.root)
+            notes = recover_all(settings.root)
+            if notes or not index.is_current(settings.root):
+                notes += index.rebuild(settings.root)
         except OSError as error:
             self._root_lock.release()
             raise RecordingError(f"{settings.root}: {error}") from error
+        for note in notes:
+            warn(note)
 
     # The thread that receives
 
@@ -142,7 +148,7 @@ class Session:
             if take is not None:
                 silent = self._monitor.silent(now_s)
                 if silent:
-                    take.end(FAILURE, "; ".join(silent))
+                    take.end_by_itself(FAILURE, "; ".join(silent))
                 self._speeds.append((now_s, take.writer.bytes_written))
             status = encode(self._status(), stamp_ns, self._typestore)
             if take is not None:
@@ -176,7 +182,7 @@ class Session:
             self._monitor.begin(now_s)
             self._speeds.clear()
             self._take = _Take(
-                writer, self._pack, self._last_status, self._enter_into_index, self._settings.buffer_bytes
+                writer, self._pack, self._last_status, self._enter_into_index, self._warn, self._settings.buffer_bytes
             )
             self._take.put_status(encode(self._status(), time.time_ns(), self._typestore))
             # What was said once, before, holds for this episode as well.
@@ -228,11 +234,6 @@ class Session:
         with self._lock:
             self._retire_finished()
             return self._take is not None
-
-    def silent(self) -> list[str]:
-        """A phrase for every required topic that is silent now."""
-        with self._lock:
-            return self._monitor.silent(time.monotonic())
 
     def _stop(self, outcome: str, reason: str) -> str:
         with self._lock:
@@ -363,6 +364,7 @@ class _Take:
         pack: Pack,
         last_status: Callable[[], bytes],
         closed: Callable[[Episode], None],
+        warn: Callable[[str], None],
         buffer_bytes: int,
     ) -> None:
         self.writer = writer
@@ -372,6 +374,7 @@ class _Take:
         self._pack = pack
         self._last_status = last_status
         self._closed = closed
+        self._warn = warn
         self._buffer_bytes = buffer_bytes
         self._began_s = time.monotonic()
         self._ended_s: float | None = None
@@ -410,6 +413,11 @@ class _Take:
         self._queue.put(None)
         return True
 
+    def end_by_itself(self, outcome: str, reason: str) -> None:
+        """As `end`, and somebody has to be told."""
+        if self.end(outcome, reason):
+            self._warn(f"episode {self.writer.name} ends as {outcome}: {reason}")
+
     def _run(self) -> None:
         try:
             self._write_until_ended()
@@ -417,6 +425,7 @@ class _Take:
         except Exception as error:  # whatever it was: who waits for this thread has to be told
             self.failure = str(error) if isinstance(error, RecordingError) else f"{self.writer.name}: {error!r}"
             self.end(INTERRUPTED, self.failure)
+            self._warn(f"episode {self.writer.name} is not closed: {self.failure}")
         finally:
             self.finished.set()
 
@@ -428,7 +437,7 @@ class _Take:
                 else:
                     self._write(item)
         except DiskFullError as error:
-            self.end(FAILURE, str(error))
+            self.end_by_itself(FAILURE, str(error))
 
     def _write(self, batch: list[Received]) -> None:
         for message in batch:

@@ -46,12 +46,19 @@ def as_it_came(topic, data):
 
 
 @pytest.fixture
-def open_session(tmp_path, typestore):
+def warnings():
+    return []
+
+
+@pytest.fixture
+def open_session(tmp_path, typestore, warnings):
     """Sessions on one root, and none left open; a required topic that has spoken, and one that speaks once."""
     opened = []
 
     def open_session(silence_s=1e6, reserve_bytes=0, buffer_bytes=2**20, pack=as_it_came):
-        session = Session(SessionSettings(tmp_path, reserve_bytes, silence_s, buffer_bytes), typestore, pack)
+        session = Session(
+            SessionSettings(tmp_path, reserve_bytes, silence_s, buffer_bytes), typestore, pack, warnings.append
+        )
         opened.append(session)
         session.add_topic(STATE)
         session.add_topic(TASK)
@@ -122,7 +129,7 @@ def test_start_is_refused_while_a_required_topic_is_silent(open_session, tmp_pat
     assert find_episodes(tmp_path) == []
 
 
-def test_topic_that_goes_silent_ends_the_episode_as_failure_with_the_reason(open_session, tmp_path):
+def test_topic_that_goes_silent_ends_the_episode_as_failure_with_the_reason(open_session, tmp_path, warnings):
     session = open_session(silence_s=0.05)
     speak(session)
     name = session.start("pick", "")
@@ -130,6 +137,7 @@ def test_topic_that_goes_silent_ends_the_episode_as_failure_with_the_reason(open
     labels = Episode.open(tmp_path / name).labels
     assert labels.outcome == FAILURE
     assert labels.reason.startswith("/state is silent for ")
+    assert warnings == [f"episode {name} ends as failure: {labels.reason}"]
     with pytest.raises(RequestRefused, match=f"no episode is under way; {name} ended as failure: /state is silent"):
         session.stop(SUCCESS, "")
 
@@ -148,6 +156,22 @@ def test_full_disk_ends_the_episode_cleanly_before_it_is_full(open_session, tmp_
     assert episode.topics["/state"].count == 5
     with pytest.raises(RequestRefused, match="the disk is full"):
         session.start("pick", "")
+
+
+def test_disk_that_is_full_when_much_is_written_leaves_room_for_the_last_word(
+    open_session, tmp_path, monkeypatch, typestore
+):
+    session = open_session(reserve_bytes=100 * 2**20, buffer_bytes=2**30)
+    name = session.start("pick", "")
+    large = Received(STATE, time.time_ns(), time.time_ns(), None, HELLO + bytes(2**20))
+    session.receive([large] * 3)
+    wait_until(lambda: written(session, typestore)["/state"] == 3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99 * 2**20))
+    session.receive([large] * 100)
+    wait_until(lambda: session.tick(0) and not session.recording)
+    episode = Episode.open(tmp_path / name)
+    assert (episode.closed, episode.labels.outcome) == (True, FAILURE)
+    assert 3 <= episode.topics["/state"].count < 10
 
 
 def test_disk_too_slow_for_the_buffer_costs_messages_that_are_counted(open_session, tmp_path):
@@ -197,9 +221,9 @@ def test_second_recorder_on_the_same_root_is_refused(open_session, tmp_path, typ
     session = open_session()
     settings = SessionSettings(tmp_path, 0, 1.0, 1)
     with pytest.raises(RecordingError, match="another recorder .process [0-9]+. writes there"):
-        Session(settings, typestore, as_it_came)
+        Session(settings, typestore, as_it_came, print)
     session.close("done")
-    Session(settings, typestore, as_it_came).close("done")
+    Session(settings, typestore, as_it_came, print).close("done")
 
 
 def test_closing_interrupts_what_is_under_way(open_session, tmp_path):
