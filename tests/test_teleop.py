@@ -84,6 +84,7 @@ class Stand:
             return list(self._targets)
 
     def forget_targets(self) -> None:
+        """Those of a reset, which moves the arm and the target with it, keep no limit."""
         with self._lock:
             self._targets.clear()
 
@@ -221,6 +222,7 @@ def turn_to(person: Person, stand: Stand, yaw: float) -> None:
 
 def test_a_person_at_a_keyboard_picks_up_a_cube(processes, stand):
     stand.operator.prepare("pick", 3)
+    stand.forget_targets()
     person = Person(processes)
     cube, yaw = stand.object("red_cube")
     # The first press takes the arm, which holds; it moves once the bridge has handed it over.
@@ -240,6 +242,7 @@ def test_a_person_at_a_keyboard_picks_up_a_cube(processes, stand):
 def moving(processes, stand) -> Person:
     """A person whose arm is on its way up."""
     stand.operator.prepare("pick", 3)
+    stand.forget_targets()
     person = Person(processes)
     start = stand.tool[2]
     person.hold("r", lambda: stand.tool[2] > start + 0.03, "the arm to move")
@@ -294,7 +297,7 @@ def scripted(processes, stand) -> ScriptedTeleoperator:
 @pytest.mark.parametrize("task", ["pick", "place", "push"])
 def test_scripted_operator_does_a_task_through_the_bridge_within_its_limits(stand, scripted, task, wander):
     scripted.prepare(task, 40)
-    stand.forget_targets()  # the reset moves the arm, and the target with it
+    stand.forget_targets()
     outcome = scripted.operate(task, 40, wander)
     assert outcome.success, outcome.reason
     wait_for(lambda: stand.status.mode == BridgeStatus.HOLD, "the arm to be given back")

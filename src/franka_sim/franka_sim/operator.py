@@ -24,6 +24,7 @@ VIA_MIN, VIA_MAX = np.array([0.38, -0.22, 0.16]), np.array([0.62, 0.22, 0.34])
 VIA_DETOUR_M = 0.08  # a point nearer to the straight way would be no other way
 VIA_REACHED_M = 0.03
 VIA_ATTEMPTS = 50
+PLAN_STEPS = 150  # of the straight way; no task takes longer
 MAX_VIAS = 2
 WANDER_STREAM = 1  # of the seed that also lays out the scene
 
@@ -102,16 +103,13 @@ class ScriptedOperator:
         """The operator's settings in the scene file."""
         return self._config
 
-    def part(self, view: SceneView) -> tuple[str, np.ndarray] | None:
-        """The part of the task in which the tool may go any way, and where that ends ([3] m); None: there is none."""
+    def part(self, view: SceneView) -> str | None:
+        """The part of the task in which the tool may go any way; None: there is none, the operator has to do it."""
         cube, _ = view.objects[self._task.cube_name]
-        if not self._holds_cube(view):
-            near = np.linalg.norm(view.position[:2] - cube[:2]) < self._config.hover
-            return None if near and view.position[2] < self._config.hover else ("to the object", cube)
-        if self._task.kind != "place":
-            return None
-        plate, _ = view.objects[self._task.plate_name]
-        return "to the plate", plate
+        if self._holds_cube(view):
+            return "to the plate" if self._task.kind == "place" else None
+        near = np.linalg.norm(view.position[:2] - cube[:2]) < self._config.hover
+        return None if near and view.position[2] < self._config.hover else "to the object"
 
     def rollout(self, view: SceneView, steps: int) -> tuple[list[Step], list[np.ndarray]]:
         """The plan from a view: at most `steps` steps, fewer when the task is done before, and the TCP after each.
@@ -302,26 +300,18 @@ class WanderingOperator:
         part = self._operator.part(view)
         if part is None:
             return []
-        name, goal = part
-        if name not in self._ways:
+        if part not in self._ways:
+            _, straight = self._operator.rollout(view, PLAN_STEPS)
             count = self._rng.integers(1, MAX_VIAS + 1)
-            self._ways[name] = [self._via(view.position, goal) for _ in range(count)]
-        return self._ways[name]
+            self._ways[part] = [self._via(np.array([view.position, *straight])) for _ in range(count)]
+        return self._ways[part]
 
-    def _via(self, start: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """A point in the box of vias that is well off the straight way; of many, the one furthest off if none is."""
+    def _via(self, straight: np.ndarray) -> np.ndarray:
+        """A point in the box of vias that is well off the straight way [N, 3], seen from above; the best there is."""
         points = self._rng.uniform(VIA_MIN, VIA_MAX, (VIA_ATTEMPTS, 3))
-        off = np.array([_distance_to_way(point, start, goal) for point in points])
+        off = np.linalg.norm(points[:, None, :2] - straight[None, :, :2], axis=2).min(axis=1)
         far = np.flatnonzero(off > VIA_DETOUR_M)
         return points[far[0] if far.size else np.argmax(off)]
-
-
-def _distance_to_way(point: np.ndarray, start: np.ndarray, goal: np.ndarray) -> float:
-    """Seen from above, m."""
-    way = (goal - start)[:2]
-    length = max(float(way @ way), 1e-9)
-    share = min(max(float((point - start)[:2] @ way) / length, 0.0), 1.0)
-    return float(np.linalg.norm((point - start)[:2] - share * way))
 
 
 def _shorten(vector: np.ndarray, limit: float, share: float) -> np.ndarray:
