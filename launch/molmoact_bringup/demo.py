@@ -28,6 +28,7 @@ from teleop_recorder.errors import RecordingError
 from teleop_recorder.recorder import RecorderSettings, TopicCount, TopicRecorder
 
 from molmoact_bringup.analysis import distribution, limit_violations, wilson_95
+from molmoact_bringup.arguments import add_episode_arguments
 from molmoact_bringup.domain import check_names_are_free, choose_domain, private_domains
 from molmoact_bringup.errors import BringupError, ConfigurationError
 from molmoact_bringup.graph import Deployment, single_arm
@@ -84,40 +85,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="molmoact demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--episodes", type=positive_integer, default=10)
-    parser.add_argument(
-        "--seed", type=seed_number, default=1000, help="of the first episode; the next have the numbers after it"
-    )
-    parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
+    add_episode_arguments(parser, episodes=10, seed=1000, timeout_s=60.0)
     parser.add_argument("--checkpoint", default="nano", help="'nano', a directory or a hub name (default: nano)")
-    parser.add_argument(
-        "--timeout", type=positive_number, default=60.0, help="s for each episode, on the system's clock"
-    )
     parser.add_argument("--out", type=Path, help="directory for the results (default: runs/<time>)")
     parser.add_argument("--no-video", action="store_true")
     return parser.parse_args(arguments)
-
-
-def positive_integer(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def seed_number(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
-    return int(text)
-
-
-def positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 from franka_sim.errors import FrankaSimError
 from franka_sim.scripted_teleop import WANDERING, ScriptedTeleoperator, scene_of_the_simulator, wanders
 
-from molmoact_bringup.demo import NodeLog, positive_integer, positive_number, seed_number
+from molmoact_bringup.arguments import add_episode_arguments
+from molmoact_bringup.demo import NodeLog
 from molmoact_bringup.domain import check_names_are_free, choose_domain, private_domains
 from molmoact_bringup.errors import BringupError
 from molmoact_bringup.graph import RecordingDeployment, recording
@@ -32,13 +33,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="molmoact record", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--episodes", type=positive_integer, default=20)
-    parser.add_argument(
-        "--seed", type=seed_number, default=1, help="of the first scene; the next have the numbers after it"
-    )
-    parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
+    add_episode_arguments(parser, episodes=20, seed=1, timeout_s=40.0)
     parser.add_argument("--wander", choices=WANDERING, default="half", help="who goes other ways (default: half)")
-    parser.add_argument("--timeout", type=positive_number, default=40.0, help="s for each, on the system's clock")
     parser.add_argument("--out", type=Path, default=Path("episodes"), help="of the episodes (default: episodes)")
     return parser.parse_args(arguments)
 
