@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -54,17 +55,31 @@ def main(arguments: Sequence[str]) -> int:
 
 def summarise(directory: Path) -> Summary:
     """From the small files and the headers of the large ones. Raises CheckpointError without a config.json."""
-    config = checkpoint.read_config(directory)
-    facts, problems = {"checkpoint": str(directory)}, []
+    inspected = _Inspected(directory, checkpoint.read_config(directory))
+    facts: dict[str, str] = {"checkpoint": str(directory)}
+    problems: list[str] = []
     for heading, describe in DESCRIPTIONS.items():
         try:
-            facts[heading] = describe(directory, config)
+            facts[heading] = describe(inspected)
         except PolicyError as error:
-            problems.append(str(error))
+            if str(error) not in problems:
+                problems.append(str(error))
     return Summary(facts, problems)
 
 
-def _model(_directory: Path, config: MolmoActConfig) -> str:
+@dataclass
+class _Inspected:
+    directory: Path
+    config: MolmoActConfig
+
+    @cached_property
+    def model(self) -> MolmoActForActionReasoning:
+        """On the meta device. Raises CheckpointError for settings that do not go together."""
+        return MolmoActForActionReasoning.without_weights(self.directory, self.config)
+
+
+def _model(inspected: _Inspected) -> str:
+    config = inspected.model.config
     vit, llm = config.vit_config, config.llm_config
     return (
         f"family {FAMILIES[llm.family]}: ViT of {vit.hidden_size} at {vit.image_default_input_size[0]} px, read after "
@@ -74,8 +89,8 @@ def _model(_directory: Path, config: MolmoActConfig) -> str:
     )
 
 
-def _parameters(directory: Path, config: MolmoActConfig) -> str:
-    model = MolmoActForActionReasoning.without_weights(directory, config)
+def _parameters(inspected: _Inspected) -> str:
+    model = inspected.model
     backbone = model.vision_backbone
     vision = _count(backbone.image_vit)
     parts = {
@@ -87,12 +102,12 @@ def _parameters(directory: Path, config: MolmoActConfig) -> str:
     return f"{sum(parts.values()) / 1e6:,.1f} M: {listed}"
 
 
-def _weights(directory: Path, config: MolmoActConfig) -> str:
+def _weights(inspected: _Inspected) -> str:
+    directory = inspected.directory
     stored = checkpoint.scan(directory)
     dtype = checkpoint.common_dtype(directory, stored)
     shapes = {key: tensor.shape for key, tensor in stored.items()}
-    model = MolmoActForActionReasoning.without_weights(directory, config)
-    checkpoint.check_shapes(f"checkpoint {directory}", shapes, checkpoint.official_shapes(model))
+    checkpoint.check_shapes(f"checkpoint {directory}", shapes, checkpoint.official_shapes(inspected.model))
     return f"{len(stored)} tensors of {_name(dtype)} in {_files(stored)}"
 
 
@@ -102,10 +117,10 @@ def _files(stored: dict[str, StoredTensor]) -> str:
     return f"{len(names)} file{'s' if len(names) > 1 else ''}, {size:.3g} GB"
 
 
-def _memory(directory: Path, config: MolmoActConfig) -> str:
+def _memory(inspected: _Inspected) -> str:
     """Of weights, and of the keys and values of one full context."""
-    llm = config.llm_config
-    parameters = _count(MolmoActForActionReasoning.without_weights(directory, config))
+    llm = inspected.config.llm_config
+    parameters = _count(inspected.model)
     cached = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim * llm.max_position_embeddings
     return "; ".join(
         f"{_name(dtype)} {parameters * dtype.itemsize / GIGA:.3g} GB + {cached * dtype.itemsize / GIGA:.2g} GB of cache"
@@ -113,9 +128,9 @@ def _memory(directory: Path, config: MolmoActConfig) -> str:
     )
 
 
-def _processor(directory: Path, config: MolmoActConfig) -> str:
-    processor = Processor.from_pretrained(directory)
-    check_fit(directory, config, processor)
+def _processor(inspected: _Inspected) -> str:
+    processor = Processor.from_pretrained(inspected.directory)
+    check_fit(inspected.directory, inspected.config, processor)
     images = processor.image_processor
     return (
         f"{len(processor.tokenizer)} tokens; pictures as {images.style}, at most {images.max_crops} crops of "
@@ -123,7 +138,8 @@ def _processor(directory: Path, config: MolmoActConfig) -> str:
     )
 
 
-def _statistics(directory: Path, config: MolmoActConfig) -> str:
+def _statistics(inspected: _Inspected) -> str:
+    directory, config = inspected.directory, inspected.config
     every = [read_statistics(directory, config, key) for key in config.norm_stats or [None]]
     return "; ".join(_key(directory, statistics) for statistics in every)
 
@@ -145,7 +161,8 @@ def _conventions(directory: Path, key: str) -> str:
     return f"{rows} rows {embodiment.step_period:.3g} s apart in the {embodiment.frame} frame ({confirmed})"
 
 
-def _depth(directory: Path, _config: MolmoActConfig) -> str:
+def _depth(inspected: _Inspected) -> str:
+    directory = inspected.directory
     if not (directory / DEPTH_DIRECTORY).is_dir():
         return "no decoder: depth maps need --depth-vqvae"
     codes = DepthVQVAE.from_pretrained(directory / DEPTH_DIRECTORY).config.num_tokens

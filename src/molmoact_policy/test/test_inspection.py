@@ -56,6 +56,16 @@ def test_every_problem_is_named_at_once(directory: Path, capsys: pytest.CaptureF
         assert problem in err
 
 
+def test_settings_of_another_language_model_are_one_problem(directory: Path, capsys) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["llm_config"]["norm_after"] = True
+    (directory / "config.json").write_text(json.dumps(config))
+    code, out, err = inspect(directory, capsys)
+    assert code == 1
+    assert err.count("llm_config is neither Qwen2") == 1
+    assert "actions" in out
+
+
 def test_directory_without_a_configuration_is_no_checkpoint(tmp_path: Path, capsys) -> None:
     code, out, err = inspect(tmp_path, capsys)
     assert (code, out) == (1, "")
