@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-class Dataset:
+class Dataset(ABC):
     """Rows and pictures of a LeRobot dataset by the number of the episode."""
 
     def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
@@ -101,16 +102,17 @@ class Dataset:
         self._data_path = info["data_path"]
         self._video_path = str(info.get("video_path"))
 
+    @abstractmethod
     def episodes(self) -> list[tuple[int, str]]:
         """Number and task of each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def data_file(self, number: int) -> Path:
-        raise NotImplementedError
+        """The file with the rows of an episode."""
 
+    @abstractmethod
     def video(self, number: int, key: str) -> tuple[Path, float]:
         """The file, and where in it the episode begins, s."""
-        raise NotImplementedError
 
     def rows(self, number: int, columns: Sequence[str]) -> dict[str, list[Any]]:
         path = self.data_file(number)
