@@ -102,7 +102,10 @@ class Teleoperator:
         if self._blocked:
             return None
         self._held = True
-        gripper = _at_rest(measured_opening) if self._gripper is None else self._gripper
+        # A hand that was not heard of yet at the press is decided about once it is: a toggle would open an open one.
+        gripper = self._gripper
+        if gripper is None or gripper == AS_IT_IS:
+            gripper = _at_rest(measured_opening)
         if reading.opening is not None:
             gripper = min(max(reading.opening, 0.0), 1.0)
         elif toggled:

@@ -240,3 +240,10 @@ def test_axes_that_mirror_a_leader_are_refused():
 def test_pose_that_is_none_is_refused(position, quaternion):
     with pytest.raises(TeleopError, match="pose"):
         LeaderPose.of(0.0, position, quaternion)
+
+
+def test_hand_that_is_heard_of_after_the_press_is_toggled_from_what_it_is():
+    teleoperator = Teleoperator()
+    teleoperator.command(Reading(held=False), None)
+    assert teleoperator.command(Reading(held=True), None).gripper == AS_IT_IS
+    assert teleoperator.command(Reading(held=True, gripper_pressed=True), 1.0).gripper == 0.0
