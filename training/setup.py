@@ -14,4 +14,9 @@ setup(
     maintainer_email="maintainers@molmoact-ros.org",
     description="From demonstrations to a post-trained action reasoning model.",
     license="Apache-2.0",
+    entry_points={
+        "molmoact.commands": [
+            "evaluate = molmoact_training.evaluation.command:main",
+        ],
+    },
 )

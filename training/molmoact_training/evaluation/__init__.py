@@ -1,0 +1,1 @@
+"""How far a checkpoint's replies are from what was recorded, without a robot."""

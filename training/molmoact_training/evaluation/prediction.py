@@ -1,0 +1,218 @@
+"""Replies of a checkpoint to looks at a source, in one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from molmoact_policy.actions import ActionStatistics, encode_bins
+from molmoact_policy.depth import DepthVQVAE
+from molmoact_policy.embodiment import Embodiment
+from molmoact_policy.errors import ObservationError, ReplyError
+from molmoact_policy.policy import Observation, Policy, Prediction
+from molmoact_policy.predict import shipped_conventions
+from molmoact_policy.reply import HIGHEST_BIN
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from molmoact_training.errors import DatasetError, TrainingError
+from molmoact_training.evaluation.metrics import Answer
+from molmoact_training.evaluation.sources import Look, Source
+from molmoact_training.evaluation.units import from_si, to_si
+
+
+class Actor(Protocol):
+    """What is evaluated: a Policy, or whatever answers like one."""
+
+    statistics: ActionStatistics
+    embodiment: Embodiment | None
+
+    depth_vqvae: DepthVQVAE | None
+
+    def act(self, observation: Observation) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How a checkpoint writes actions."""
+
+    statistics: ActionStatistics
+    embodiment: Embodiment
+
+    def bins(self, actions: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Rows [N, 7 · A] in the checkpoint's own units as it writes them; its two highest bins mean the same value."""
+        return np.minimum(encode_bins(self.statistics.normalise(actions)), HIGHEST_BIN)
+
+    def bins_of_si(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The same of rows in SI units."""
+        return self.bins(from_si(self.embodiment, rows))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Which policy is loaded, and how: the arguments of Policy.from_pretrained."""
+
+    directory: str
+    unnorm_key: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    depth_vqvae: Path | None = None
+    embodiments: Path | None = None
+
+    def load(self) -> Policy:
+        """Raises PolicyError (CheckpointError, EmbodimentError) naming what is wrong with the checkpoint."""
+        policy = Policy.from_pretrained(
+            self.directory,
+            self.unnorm_key,
+            self.device,
+            self.dtype,
+            depth_vqvae=self.depth_vqvae,
+            embodiments=self.embodiments,
+        )
+        table = shipped_conventions()
+        if policy.embodiment is None and table is not None:
+            policy.embodiment = Embodiment.find(table, policy.statistics.key)
+        return policy
+
+
+def conventions_of(actor: Actor, name: str) -> Conventions:
+    """Raises TrainingError when nothing says what the checkpoint's actions mean."""
+    if actor.embodiment is None:
+        raise TrainingError(
+            f"checkpoint {name}: nothing says what actions of '{actor.statistics.key}' mean: pass --embodiments"
+        )
+    return Conventions(actor.statistics, actor.embodiment)
+
+
+def check_match(conventions: Conventions, source: Source, name: str) -> None:
+    """Raises DatasetError unless the checkpoint `name` and the source are about the same robot and cameras."""
+    recorded, own = source.embodiment, conventions.embodiment
+    if source.dimensions != conventions.statistics.dimensions:
+        raise DatasetError(
+            f"the {source.kind} has actions of {source.dimensions} dimensions, checkpoint {name} has "
+            f"{conventions.statistics.dimensions}"
+        )
+    for field in ("cameras", "frame", "step_period"):
+        theirs, ours = getattr(recorded, field), getattr(own, field)
+        same = np.isclose(theirs, ours, rtol=1e-3) if field == "step_period" else theirs == ours
+        if not same:
+            raise DatasetError(f"the {source.kind} has {field} {_words(theirs)}, checkpoint {name} has {_words(ours)}")
+
+
+def answers_of(actor: Actor, conventions: Conventions, looks: Iterable[Look]) -> Iterator[Answer]:
+    """Raises DatasetError for a look that the policy refuses to think about."""
+    for look in looks:
+        unanswered = _unanswered(look, conventions)
+        try:
+            reply = actor.act(Observation(look.images, look.instruction))
+        except ObservationError as error:
+            raise DatasetError(f"episode {look.episode}, frame {look.frame}: {error}") from error
+        except ReplyError as error:
+            yield replace(
+                unanswered,
+                predicted_codes=error.depth_codes,
+                predicted_trace=error.trace,
+                text=error.text,
+                error=str(error),
+            )
+        else:
+            yield replace(
+                unanswered,
+                predicted=to_si(conventions.embodiment, reply.actions),
+                predicted_bins=conventions.bins(reply.actions),
+                predicted_codes=reply.depth_codes or None,
+                predicted_trace=reply.trace or None,
+                text=reply.text,
+                latency=reply.latency,
+                passes=reply.forward_passes,
+            )
+
+
+def _unanswered(look: Look, conventions: Conventions) -> Answer:
+    return Answer(
+        look.episode,
+        look.frame,
+        look.instruction,
+        image_size=(look.images[0].shape[1], look.images[0].shape[0]),
+        recorded=look.recorded,
+        recorded_bins=conventions.bins_of_si(look.recorded),
+        recorded_codes=_codes(look.codes),
+        previous_codes=_codes(look.previous_codes),
+        recorded_trace=None if look.trace is None else [(int(x), int(y)) for x, y in look.trace],
+    )
+
+
+Work = Mapping[str, Sequence[int]]  # frames by episode
+
+
+def predict(
+    load: Callable[[], Actor], open_data: Callable[[], Source], work: Work, jobs: int, name: str
+) -> dict[str, list[Answer]]:
+    """Answers by episode, in the order of `work`. `load` and `open_data` are called in every process."""
+    shares = [dict(list(work.items())[job::jobs]) for job in range(jobs)]
+    arguments = [(load, open_data, share, name, job, jobs) for job, share in enumerate(shares) if share]
+    found: dict[str, list[Answer]] = {}
+    for part in in_processes(_share, arguments):
+        found |= part
+    return {episode: found[episode] for episode in work}
+
+
+def in_processes(function: Callable, arguments: Sequence[tuple]) -> Iterator:
+    """Results in the order of the arguments: here when there is one, else each in a process of its own."""
+    if len(arguments) == 1:
+        yield function(*arguments[0])
+        return
+    # spawn: a forked process would inherit the threads' locks of torch.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(arguments), mp_context=context) as pool:
+        futures = [pool.submit(function, *one) for one in arguments]
+        for future in futures:
+            yield future.result()
+
+
+def _share(
+    load: Callable[[], Actor], open_data: Callable[[], Source], work: Work, name: str, job: int, jobs: int
+) -> dict[str, list[Answer]]:
+    if jobs > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    actor, source = load(), open_data()
+    conventions = conventions_of(actor, name)
+    total = sum(len(frames) for frames in work.values())
+    description = name if jobs == 1 else f"{name} ({job + 1}/{jobs})"
+    with tqdm(total=total, unit="frame", desc=description, position=job) as progress:
+        found = {}
+        for episode, frames in work.items():
+            answers = []
+            for answer in answers_of(actor, conventions, source.looks(episode, frames)):
+                answers.append(answer)
+                progress.update()
+            found[episode] = answers
+    return found
+
+
+def check_looks(open_data: Callable[[], Source], work: Work, jobs: int) -> None:
+    """Look at everything once before the first prediction. Raises DatasetError naming what cannot be looked at."""
+    shares = [dict(list(work.items())[job::jobs]) for job in range(jobs)]
+    for _ in in_processes(_look_at, [(open_data, share) for share in shares if share]):
+        pass
+
+
+def _look_at(open_data: Callable[[], Source], work: Work) -> None:
+    source = open_data()
+    for episode, frames in work.items():
+        for _ in source.looks(episode, frames):
+            pass
+
+
+def _codes(codes: NDArray[np.uint8] | None) -> list[int] | None:
+    return None if codes is None else codes.tolist()
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
