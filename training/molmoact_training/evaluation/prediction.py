@@ -185,7 +185,7 @@ def _share(
     conventions = conventions_of(actor, name)
     total = sum(len(frames) for frames in work.values())
     description = name if jobs == 1 else f"{name} ({job + 1}/{jobs})"
-    with tqdm(total=total, unit="frame", desc=description, position=job) as progress:
+    with tqdm(total=total, unit="frame", desc=description, position=job, disable=None) as progress:
         found = {}
         for episode, frames in work.items():
             answers = []

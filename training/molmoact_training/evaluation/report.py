@@ -60,7 +60,7 @@ def write_report(comparison: Comparison) -> str:
         "<p class=small>In brackets the 95 % interval that drawing the episodes again gives (percentile bootstrap). "
         "With few episodes it is too narrow; with one there is none.</p>",
         "<h2>By dimension</h2>",
-        _dimensions_table(comparison),
+        _dimensions_tables(comparison),
         "<h2>One episode</h2>",
         _picture(_episode_plot(comparison)),
         "<h2>Errors</h2>",
@@ -121,28 +121,32 @@ def _failures(comparison: Comparison) -> str:
 
 
 def _metrics_table(comparison: Comparison) -> str:
-    names = [name for name in _all_metrics(comparison) if name.rsplit("/", 1)[-1] not in _axes_of(comparison)]
-    return _estimates_table(comparison, names)
-
-
-def _dimensions_table(comparison: Comparison) -> str:
-    known = _all_metrics(comparison)
-    prefixes = ("l1", "mse", "critical_mse", "bins/exact", "bins/within_1")
-    names = [f"{prefix}/{axis}" for axis in _axes_of(comparison) for prefix in prefixes]
-    return _estimates_table(comparison, [name for name in names if name in known])
-
-
-def _estimates_table(comparison: Comparison, names: Sequence[str]) -> str:
     heads = ["metric", *(one.name for one in comparison.candidates)]
     if comparison.difference is not None:
         heads.append("difference")
     rows = []
-    for name in names:
-        row = [name, *(_interval(one.metrics.get(name)) for one in comparison.candidates)]
-        if comparison.difference is not None:
-            row.append(_interval(comparison.difference.get(name)))
-        rows.append(row)
+    for name in _all_metrics(comparison):
+        if name.rsplit("/", 1)[-1] not in _axes_of(comparison):
+            row = [name, *(_interval(one.metrics.get(name)) for one in comparison.candidates)]
+            if comparison.difference is not None:
+                row.append(_interval(comparison.difference.get(name)))
+            rows.append(row)
     return _table(heads, rows)
+
+
+def _dimensions_tables(comparison: Comparison) -> str:
+    found = [(one.name, one.metrics) for one in comparison.candidates]
+    if comparison.difference is not None:
+        found.append(("difference", comparison.difference))
+    return "".join(f"<h3>{_escaped(name)}</h3>{_dimensions_table(comparison, metrics)}" for name, metrics in found)
+
+
+def _dimensions_table(comparison: Comparison, metrics: Mapping[str, Estimate]) -> str:
+    prefixes = ("l1", "mse", "critical_mse", "bins/exact", "bins/within_1")
+    rows = [
+        [axis, *(_interval(metrics.get(f"{prefix}/{axis}")) for prefix in prefixes)] for axis in _axes_of(comparison)
+    ]
+    return _table(["dimension", *prefixes], rows)
 
 
 def _all_metrics(comparison: Comparison) -> list[str]:
@@ -186,10 +190,9 @@ def _error_plot(comparison: Comparison) -> Figure:
     panels = figure.subplots(len(axes) // columns + 1, columns, squeeze=False)
     for index, axis in enumerate(axes):
         panel = panels[index // columns][index % columns]
-        errors = [_errors(one)[:, index] for one in comparison.candidates]
-        if all(len(values) for values in errors):
-            panel.hist(errors, bins=25, color=COLOURS[: len(errors)], density=True)
-        panel.set_title(f"{axis} ({_unit(axis)})", fontsize="small")
+        for one, colour in zip(comparison.candidates, COLOURS, strict=False):
+            panel.hist(_errors(one)[:, index], bins=25, color=colour, alpha=0.5, density=True)
+        panel.set_title(axis + (f" ({_unit(axis)})" if _unit(axis) else ""), fontsize="small")
         panel.set_yticks([])
         panel.tick_params(labelsize="x-small")
     for panel, (group, of_group) in zip(panels[-1], GROUPS.items(), strict=False):
