@@ -268,7 +268,10 @@ def spoiled(**changes):
     [
         ({"instruction": " "}, "episode 2, frame 5: the instruction is empty"),
         ({"images": [np.zeros((32, 48, 3), np.uint8)]}, "episode 2, frame 5: 1 pictures, expected 2"),
-        ({"actions": np.diag([0, 0, 0, np.nan, 0, 0, 0, 0]).astype(np.float32)[:, :7]}, "episode 2, frame 5: recorded actions are not finite"),
+        (
+            {"actions": np.diag([0, 0, 0, np.nan, 0, 0, 0, 0]).astype(np.float32)[:, :7]},
+            "episode 2, frame 5: recorded actions are not finite",
+        ),
         ({"depth_codes": np.zeros(3, np.uint8)}, "episode 2, frame 5: 3 depth codes, expected 100"),
     ],
 )

@@ -34,6 +34,7 @@ WORST_FRAMES = 6
 APART_S = 1.0
 SHOWN_FAILURES = 4
 PICTURE_WIDTH = 320
+LEAST_REACH = 1e-6  # of an axis of errors: without any, it is as wide as this
 COLOURS = ("tab:blue", "tab:orange")
 RECORDED_COLOUR = (255, 200, 0)  # RGB, of the recorded trace; a predicted one has the colour of the training overlay
 
@@ -190,8 +191,10 @@ def _error_plot(comparison: Comparison) -> Figure:
     panels = figure.subplots(len(axes) // columns + 1, columns, squeeze=False)
     for index, axis in enumerate(axes):
         panel = panels[index // columns][index % columns]
-        for one, colour in zip(comparison.candidates, COLOURS, strict=False):
-            panel.hist(_errors(one)[:, index], bins=25, color=colour, alpha=0.5, density=True)
+        errors = [_errors(one)[:, index] for one in comparison.candidates]
+        reach = max(LEAST_REACH, *(np.abs(values).max(initial=0.0) for values in errors))
+        for values, colour in zip(errors, COLOURS, strict=False):
+            panel.hist(values, bins=25, range=(-reach, reach), color=colour, alpha=0.5)
         panel.set_title(axis + (f" ({_unit(axis)})" if _unit(axis) else ""), fontsize="small")
         panel.set_yticks([])
         panel.tick_params(labelsize="x-small")
