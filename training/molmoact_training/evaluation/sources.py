@@ -188,9 +188,7 @@ class EpisodeSource:
             outcomes[outcome] += 1
             if outcome == SUCCESS:
                 self._directories[name] = directory
-        self.left_out = {
-            f"episodes with outcome {it}": count for it, count in sorted(outcomes.items()) if it != SUCCESS
-        }
+        self.left_out = {f"episodes with outcome {it}": outcomes[it] for it in sorted(outcomes) if it != SUCCESS}
         if not self._directories:
             found = ", ".join(f"{count} {it}" for it, count in sorted(outcomes.items()))
             raise DatasetError(f"{path}: no episode is a {SUCCESS} (found: {found}): `molmoact episodes relabel`")
