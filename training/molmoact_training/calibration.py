@@ -76,8 +76,8 @@ class Intrinsics:
         Raises DatasetError naming the file and the field at fault.
         """
         content = _read(path)
-        pose = {name: content[name] for name in content if name not in ("position", "quaternion")}
-        return _built(cls, pose, path)
+        own = {name: value for name, value in content.items() if name not in ("position", "quaternion")}
+        return _built(cls, own, path)
 
     def resized(self, width: int, height: int) -> Intrinsics:
         """Those of the whole picture stretched to another size: distortion does not depend on it."""
@@ -113,7 +113,7 @@ class CameraCalibration:
     def from_file(cls, path: str | Path) -> CameraCalibration:
         """Raises DatasetError naming the file and the field at fault."""
         content = _read(path)
-        pose = {name: content.pop(name) for name in ("position", "quaternion") if name in content}
+        pose: dict[str, Any] = {name: content.pop(name) for name in ("position", "quaternion") if name in content}
         missing = [name for name in ("position", "quaternion") if name not in pose]
         if missing:
             raise DatasetError(f"{path}: {missing[0]} is missing: expected a calibration `molmoact calibrate` wrote")
