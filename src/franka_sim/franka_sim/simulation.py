@@ -230,6 +230,7 @@ class Simulation:
         self._detail = ""
         self._since: int | None = None
         self._highest_cube = -np.inf
+        self._lifted: dict[str, None] = {}  # other cubes that were picked up, in order
 
     def _judge(self) -> None:
         assert self._task is not None
@@ -256,7 +257,15 @@ class Simulation:
             cube_touches_plate=task.plate is not None and self._objects[task.plate_name].body in touching,
             cube_speed=float(np.linalg.norm(self._data.qvel[cube.dof : cube.dof + 3])),
             highest_cube=self._highest_cube,
+            other_cubes_lifted=self._other_cubes_lifted(task),
         )
+
+    def _other_cubes_lifted(self, task: TaskSpec) -> tuple[str, ...]:
+        lifted = self.config.objects.cubes.size / 2 + self.config.tasks.pick.lift
+        for colour in task.other_cubes:
+            if self._object_pose(f"{colour}_cube")[0][2] > lifted:
+                self._lifted[colour] = None
+        return tuple(self._lifted)
 
     def _bodies_touching(self, body: int) -> set[int]:
         pairs = self.model.geom_bodyid[self._data.contact.geom]  # [contacts, 2]

@@ -20,35 +20,44 @@ LAYOUT_ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task: `kind` pick | place | push, the cube, and the plate (place, push) and side (push) that go with it."""
+    """One task: `kind` pick | place | push, the cube, and the plate (place, push) and side (push) that go with it.
+
+    other_cubes: the colours of the cubes that stand beside it and are not asked for.
+    """
 
     kind: str
     cube: str
     plate: str | None
     side: str | None
+    other_cubes: tuple[str, ...]
     instruction: str
 
     @classmethod
     def parse(cls, text: str, config: SceneConfig) -> TaskSpec:
-        """From "pick", "pick:blue", "place:red:blue", "push:red:left"; what is left out is the scene file's default.
+        """From "pick", "pick:blue", "pick:blue:green" (with a green one beside it), "place:red:blue", "push:red:left".
 
-        Raises TaskError naming what the scene does not have.
+        What is left out is the scene file's default. Raises TaskError naming what the scene does not have.
         """
         kind, *given = text.strip().split(":")
         if kind not in KINDS:
             raise TaskError(f"task {text!r}: {kind!r} is not one of {', '.join(KINDS)}")
         task = getattr(config.tasks, kind)
-        if len(given) > len(task.defaults):
-            raise TaskError(f"task {text!r}: {len(given)} arguments, at most {len(task.defaults)} expected")
+        accepted = len(task.defaults) + (kind == "pick")
+        if len(given) > accepted:
+            raise TaskError(f"task {text!r}: {len(given)} arguments, at most {accepted} expected")
         arguments = [*given, *task.defaults[len(given) :]]
-        cube = _one_of(text, "cube", arguments[0], config.objects.cubes.colours)
+        colours = config.objects.cubes.colours
+        cube = _one_of(text, "cube", arguments[0], colours)
+        others = tuple(colour for colour in colours if colour != cube)[: task.other_cubes]
         plate = side = None
+        if kind == "pick" and len(given) > 1:
+            others = (_one_of(text, "other cube", given[1], tuple(colour for colour in colours if colour != cube)),)
         if kind == "place":
             plate = _one_of(text, "plate", arguments[1], config.objects.plates.colours)
         if kind == "push":
             plate, side = task.plate, _one_of(text, "side", arguments[1], SIDES)
         instruction = task.instruction.format(cube=cube, plate=plate, side=side)
-        return cls(kind, cube, plate, side, instruction)
+        return cls(kind, cube, plate, side, others, instruction)
 
     @property
     def cube_name(self) -> str:
@@ -84,17 +93,21 @@ class Facts:
     cube_touches_plate: bool
     cube_speed: float  # m/s
     highest_cube: float  # m, centre, since the reset
+    other_cubes_lifted: tuple[str, ...] = ()  # colours of those that were picked up since the reset
 
 
 def sample_layout(spec: TaskSpec, config: SceneConfig, rng: np.random.Generator) -> dict[str, Placement]:
-    """Placements of the objects the task uses; drawn again until no two are closer than the task's separation."""
+    """Placements of the objects the task uses; drawn again until no two are closer than the task's separation.
+
+    Which of its cubes is asked for makes no difference: "pick:red:blue" and "pick:blue:red" look the same.
+    """
     task = getattr(config.tasks, spec.kind)
     half = config.objects.cubes.size / 2
-    others = [colour for colour in config.objects.cubes.colours if colour != spec.cube][: task.other_cubes]
+    cubes = [colour for colour in config.objects.cubes.colours if colour in (spec.cube, *spec.other_cubes)]
     wanted: list[tuple[str, Area, float, float]] = []
     if spec.plate is not None:
         wanted.append((spec.plate_name, task.plate_area, 0.0, 0.0))
-    wanted += [(f"{colour}_cube", task.cube_area, half, task.cube_yaw) for colour in (spec.cube, *others)]
+    wanted += [(f"{colour}_cube", task.cube_area, half, task.cube_yaw) for colour in cubes]
     bowls = config.objects.bowls.colours[: task.other_bowls]
     wanted += [(f"{colour}_bowl", task.cube_area, 0.0, 0.0) for colour in bowls]
     for _ in range(LAYOUT_ATTEMPTS):
@@ -112,6 +125,8 @@ def parked(index: int) -> Placement:
 def judge(spec: TaskSpec, config: SceneConfig, facts: Facts) -> tuple[bool, str]:
     """(whether the task's condition holds at this moment, what there is to see, for a person to read)."""
     holds, detail = {"pick": _judge_pick, "place": _judge_place, "push": _judge_push}[spec.kind](spec, config, facts)
+    if facts.other_cubes_lifted:
+        detail += f"; the {' and the '.join(facts.other_cubes_lifted)} cube was lifted"
     return bool(holds), detail
 
 

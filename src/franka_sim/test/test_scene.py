@@ -65,6 +65,7 @@ def test_more_arms_than_the_scene_describes_are_refused(scene: SceneConfig) -> N
     [
         ("pick", "pick up the red cube"),
         ("pick:blue", "pick up the blue cube"),
+        ("pick:yellow:green", "pick up the yellow cube"),
         ("place", "put the red cube on the blue plate"),
         ("place:green:red", "put the green cube on the red plate"),
         ("push", "push the red cube to the left of the plate"),
@@ -82,7 +83,9 @@ def test_a_task_name_becomes_its_instruction(scene: SceneConfig, text: str, inst
         ("pick:pink", "cube 'pink' is not in the scene (red, "),
         ("place:red:pink", "plate 'pink'"),
         ("push:red:up", "side 'up'"),
-        ("pick:red:blue", "2 arguments"),
+        ("pick:red:blue:green", "3 arguments"),
+        ("pick:red:red", "other cube 'red' is not in the scene (blue, "),
+        ("push:red:left:blue", "3 arguments"),
         ("", "''"),
     ],
 )
@@ -115,6 +118,17 @@ def test_the_distractor_is_never_the_cube_that_is_asked_for(scene: SceneConfig) 
         layout = sample_layout(spec, scene, np.random.default_rng(0))
         assert len(layout) == 1 + scene.tasks.pick.other_cubes
         assert spec.cube_name in layout
+
+
+def test_the_same_scene_can_be_asked_for_either_of_its_cubes(scene: SceneConfig) -> None:
+    layouts = [
+        sample_layout(TaskSpec.parse(task, scene), scene, np.random.default_rng(5))
+        for task in ("pick:green:red", "pick:red:green")
+    ]
+    assert layouts[0].keys() == layouts[1].keys() == {"red_cube", "green_cube"}
+    for name, placement in layouts[0].items():
+        np.testing.assert_array_equal(placement.position, layouts[1][name].position)
+        assert placement.yaw == layouts[1][name].yaw
 
 
 def test_same_seed_gives_the_same_scene_bit_for_bit_whatever_came_before(scene: SceneConfig) -> None:
