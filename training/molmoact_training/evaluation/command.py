@@ -26,9 +26,11 @@ from molmoact_training.evaluation.comparison import (
     results,
     write_predictions,
 )
+from molmoact_training.evaluation.episode_source import COMMAND, MEASURED, EpisodeSettings
+from molmoact_training.evaluation.looks import Source
 from molmoact_training.evaluation.prediction import Checkpoint, Conventions
 from molmoact_training.evaluation.report import write_report
-from molmoact_training.evaluation.sources import COMMAND, MEASURED, EpisodeSettings, Source, open_source
+from molmoact_training.evaluation.sources import open_source
 
 SHOWN = ("l1/translation", "l1/rotation", "bins/within_1", "gripper/f1", "trace/mean_px", "depth/gain", "failures")
 

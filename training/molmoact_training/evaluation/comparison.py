@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from molmoact_policy.depth import DepthVQVAE
 
+from molmoact_training.evaluation.looks import Look, Source
 from molmoact_training.evaluation.metrics import (
     RESAMPLES,
     Answer,
@@ -34,7 +35,6 @@ from molmoact_training.evaluation.prediction import (
     conventions_of,
     predict,
 )
-from molmoact_training.evaluation.sources import Look, Source
 
 LooksAt = Callable[[str, Sequence[int]], Iterable[Look]]
 RESULTS_FILE, PREDICTIONS_FILE, REPORT_FILE = "results.json", "predictions.jsonl", "report.html"

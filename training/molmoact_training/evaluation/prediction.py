@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from molmoact_training.errors import DatasetError, TrainingError
+from molmoact_training.evaluation.looks import Look, Source
 from molmoact_training.evaluation.metrics import Answer
-from molmoact_training.evaluation.sources import Look, Source
 from molmoact_training.evaluation.units import from_si, to_si
 
 
