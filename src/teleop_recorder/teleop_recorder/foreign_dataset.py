@@ -221,7 +221,7 @@ def read_dataset_episode(dataset: Dataset, number: int, meaning: DatasetMapping)
     rows = dataset.rows(number, columns)
     times = [float(time) for time in np.ravel(rows["timestamp"])]
     films = {
-        name: _film(*dataset.video(number, key), times, dataset.fps)
+        name: film(*dataset.video(number, key), times, dataset.fps)
         for name, key in meaning.cameras.items()
         if name not in pictures
     }
@@ -256,8 +256,11 @@ def _poses(state: NDArray[np.float64], meaning: DatasetMapping) -> tuple[NDArray
     return state[:, list(meaning.position)], rotation.as_quat()
 
 
-def _film(path: Path, begin: float, times: Sequence[float], fps: float) -> Iterator[NDArray[np.uint8]]:
-    """For every time (s after `begin`) the picture of the video, uint8 RGB [H, W, 3]."""
+def film(path: Path, begin: float, times: Sequence[float], fps: float) -> Iterator[NDArray[np.uint8]]:
+    """For every time (s after `begin`, ascending) the picture of the video, uint8 RGB [H, W, 3].
+
+    Raises EpisodeError naming the file when it is not readable or has no picture within half a period of a time.
+    """
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
