@@ -199,8 +199,8 @@ def test_a_held_cube_is_lifted_before_it_is_carried_elsewhere() -> None:
 
 def test_picking_up_the_other_cube_is_no_success_and_is_named(simulation: Simulation) -> None:
     simulation.reset("pick:blue:red", 1000)
-    operator, follower = operator_for("pick:red:blue"), StepFollower(simulation)
-    while "lifted" not in simulation.outcome().detail and simulation.time < 15.0:
+    operator, follower, start = operator_for("pick:red:blue"), StepFollower(simulation), simulation.time
+    while "lifted" not in simulation.outcome().detail and simulation.time < start + 15.0:
         view = SceneView.from_simulation(simulation)
         follower.execute(operator.rollout(view, 4)[0] or [operator.step(view)])
     assert "the red cube was lifted" in simulation.outcome().detail
