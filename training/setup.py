@@ -8,7 +8,7 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/molmoact_training"]),
         ("share/molmoact_training", ["package.xml"]),
     ],
-    install_requires=["setuptools", "numpy", "pillow", "pyyaml", "scipy", "tokenizers", "torch", "transformers"],
+    install_requires=["setuptools", "numpy", "pillow", "pydantic", "pyyaml", "scipy", "tokenizers", "torch", "transformers"],
     zip_safe=True,
     maintainer="MolmoAct ROS maintainers",
     maintainer_email="maintainers@molmoact-ros.org",
