@@ -15,6 +15,7 @@ setup(
     description="From demonstrations to a post-trained action reasoning model.",
     license="Apache-2.0",
     entry_points={
+        "console_scripts": ["replay = molmoact_training.evaluation.replay_node:main"],
         "molmoact.commands": [
             "evaluate = molmoact_training.evaluation.command:main",
         ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from franka_sim.tasks import KINDS
+
 
 def add_episode_arguments(parser: argparse.ArgumentParser, *, episodes: int, seed: int, timeout_s: float) -> None:
     """``--episodes``, ``--seed``, ``--task`` and ``--timeout`` with these defaults."""
@@ -11,10 +13,24 @@ def add_episode_arguments(parser: argparse.ArgumentParser, *, episodes: int, see
     parser.add_argument(
         "--seed", type=_seed_number, default=seed, help="of the first episode; the next have the numbers after it"
     )
-    parser.add_argument("--task", choices=("pick", "place", "push"), default="pick")
+    parser.add_argument(
+        "--task",
+        type=_task,
+        nargs="+",
+        default=["pick"],
+        metavar="TASK",
+        help="pick, place or push, with colours and sides if wanted: pick:red:blue (a blue cube beside the red one),\n"
+        "place:red:blue (onto the blue plate), push:red:left; several are taken in turn (default: pick)",
+    )
     parser.add_argument(
         "--timeout", type=_positive_number, default=timeout_s, help="s for each episode, on the system's clock"
     )
+
+
+def _task(text: str) -> str:
+    if text.split(":")[0] not in KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(KINDS)}, with or without what follows a colon")
+    return text
 
 
 def _positive_integer(text: str) -> int:

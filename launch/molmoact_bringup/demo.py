@@ -10,6 +10,7 @@ wrote).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -45,7 +46,7 @@ _WORTH_SHOWING = re.compile(r"\[(WARN|ERROR|FATAL)\]")
 class Run:
     """What is known of a run so far; whatever happens, it becomes the summary."""
 
-    task: str
+    tasks: list[str]  # taken in turn
     checkpoint: str
     seeds: list[int]
     timeout_s: float
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     started = time.strftime("%Y-%m-%dT%H-%M-%S")
     run = Run(
-        task=options.task,
+        tasks=options.task,
         checkpoint=options.checkpoint,
         seeds=list(range(options.seed, options.seed + options.episodes)),
         timeout_s=options.timeout,
@@ -168,8 +169,8 @@ def run_episodes(run: Run) -> None:
                 run.bridge_parameters = operator.parameters_of("franka_bridge")
                 recorder = TopicRecorder(operator.node, run.directory / "bag", recorder_settings(config))
                 run.topics = recorder.counts
-                for seed in run.seeds:
-                    run.episodes.append(operator.run_episode(run.task, seed, run.timeout_s))
+                for seed, task in zip(run.seeds, itertools.cycle(run.tasks), strict=False):
+                    run.episodes.append(operator.run_episode(task, seed, run.timeout_s))
                     show_progress(run)
             finally:
                 # First of all the arm holds. How it came to rest is recorded, too.
@@ -194,7 +195,7 @@ def show_progress(run: Run) -> None:
     if sys.stdout.isatty():
         mark = f"\033[{32 if episode.outcome == 'success' else 31}m{mark}\033[0m"
     print(
-        f"{done:3}/{len(run.seeds)} {mark} seed {episode.seed}  {episode.duration_s:5.1f} s  "
+        f"{done:3}/{len(run.seeds)} {mark} {episode.task} seed {episode.seed}  {episode.duration_s:5.1f} s  "
         f"{run.successes}/{done} = {run.successes / done:4.0%}  {episode.reason}",
         flush=True,
     )
@@ -234,7 +235,7 @@ def write_summary(run: Run, log: RunLog | None) -> None:
     done = len(run.episodes)
     low, high = wilson_95(run.successes, done)
     summary: dict[str, Any] = {
-        "task": run.task,
+        "tasks": run.tasks,
         "checkpoint": run.checkpoint,
         "started": run.started,
         "ended": run.ended or "all episodes were run",

@@ -15,11 +15,12 @@ from typing import TypeVar
 from molmoact_bringup.errors import ConfigurationError
 
 EMBEDDED_CHECKPOINT = "nano"
+REPLAY_NAMESPACE = "/replay"
 NO_DEVICE = "none"
 TELEOP_DEVICES = (NO_DEVICE, "gamepad", "spacemouse", "leader")
 
 ParameterValue = bool | int | float | str | list[str]
-A = TypeVar("A", bound="RobotArguments")
+A = TypeVar("A", bound="LaunchArguments")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class NodeSpec:
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)  # win over every file
     remappings: tuple[tuple[str, str], ...] = ()
     lifecycle: bool = True
+    finishes: bool = False  # its work has an end, and when it ends well, so does the system
 
     @property
     def full_name(self) -> str:
@@ -46,17 +48,17 @@ def _argument(default: str, description: str, choices: tuple[str, ...] = ()):
 
 
 @dataclass(frozen=True)
-class RobotArguments:
-    """Which robot, in the launch arguments of every system. All are text, as a command line gives them.
+class LaunchArguments:
+    """The launch arguments of a system. All are text, as a command line gives them.
 
     Raises:
-        ConfigurationError: a value is not one of its choices, or the real robot has no camera serial numbers.
+        ConfigurationError: a value is not one of its choices.
     """
 
-    robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
-    front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
-    wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")
-    use_sim_time: str = _argument("false", "robot:=sim only: run on the simulator's clock", ("false", "true"))
+    @property
+    def reaches_a_robot(self) -> bool:
+        """Whether what it says may move a real one."""
+        return False
 
     def __post_init__(self) -> None:
         for argument in fields(self):
@@ -64,14 +66,6 @@ class RobotArguments:
             value = getattr(self, argument.name)
             if choices and value not in choices:
                 raise ConfigurationError(f"argument '{argument.name}': {value!r} is not one of {', '.join(choices)}")
-        if self.robot == "fr3":
-            for name in ("front_serial", "wrist_serial"):
-                if not getattr(self, name):
-                    raise ConfigurationError(
-                        f"argument '{name}': needed for robot:=fr3 (rs-enumerate-devices lists them)"
-                    )
-            if self.use_sim_time == "true":
-                raise ConfigurationError("argument 'use_sim_time': a real robot runs on the wall clock")
 
     @classmethod
     def from_arguments(cls: type[A], arguments: Iterable[str]) -> A:
@@ -93,6 +87,35 @@ class RobotArguments:
 
 
 @dataclass(frozen=True)
+class RobotArguments(LaunchArguments):
+    """Which robot.
+
+    Raises:
+        ConfigurationError: a value is not one of its choices, or the real robot has no camera serial numbers.
+    """
+
+    robot: str = _argument("sim", "which robot: simulated, or a Franka Research 3", ("sim", "fr3"))
+    front_serial: str = _argument("", "serial number of the front camera (robot:=fr3)")
+    wrist_serial: str = _argument("", "serial number of the wrist camera (robot:=fr3)")
+    use_sim_time: str = _argument("false", "robot:=sim only: run on the simulator's clock", ("false", "true"))
+
+    @property
+    def reaches_a_robot(self) -> bool:
+        return self.robot != "sim"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.robot == "fr3":
+            for name in ("front_serial", "wrist_serial"):
+                if not getattr(self, name):
+                    raise ConfigurationError(
+                        f"argument '{name}': needed for robot:=fr3 (rs-enumerate-devices lists them)"
+                    )
+            if self.use_sim_time == "true":
+                raise ConfigurationError("argument 'use_sim_time': a real robot runs on the wall clock")
+
+
+@dataclass(frozen=True)
 class Deployment(RobotArguments):
     """The launch arguments of a system in which a policy acts."""
 
@@ -110,6 +133,27 @@ class RecordingDeployment(RobotArguments):
         TELEOP_DEVICES,
     )
     episodes: str = _argument("episodes", "directory of the recorded episodes")
+
+
+@dataclass(frozen=True)
+class ReplayDeployment(LaunchArguments):
+    """The launch arguments of a system in which a policy is shown what was recorded.
+
+    Raises:
+        ConfigurationError: there is no recording, `every` is no count, or the results are there already.
+    """
+
+    bag: str = _argument("", "an episode, or a directory of episodes")
+    checkpoint: str = _argument(EMBEDDED_CHECKPOINT, "'nano', a directory, or a hub repository in the local cache")
+    out: str = _argument("evaluation", "directory of the results, to be created")
+    every: str = _argument("1", "look at every n-th moment only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bag or not Path(self.bag).expanduser().is_dir():
+            raise ConfigurationError(f"argument 'bag': {self.bag!r} is no directory, expected an episode or several")
+        if not self.every.isdecimal() or int(self.every) < 1:
+            raise ConfigurationError(f"argument 'every': {self.every!r} is not a whole number of at least 1")
 
 
 def single_arm(deployment: Deployment, config: Path) -> tuple[NodeSpec, ...]:
@@ -160,6 +204,45 @@ def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, 
         parameter_files=(_parameter_file(config, "teleop.yaml"),),
     )
     return *nodes, _on_its_clock(teleop, deployment)
+
+
+def replay(deployment: ReplayDeployment, config: Path) -> tuple[NodeSpec, ...]:
+    """A policy, and what shows it a recording and evaluates its replies.
+
+    Both are in a namespace of their own and on a clock of their own: a robot in the same domain never hears of it.
+
+    Raises:
+        ConfigurationError: a parameter file is missing.
+    """
+    settings = _parameter_file(config, "replay.yaml")
+    common: dict[str, ParameterValue] = {
+        "checkpoint": _absolute_if_directory(deployment.checkpoint),
+        "embodiments": str(_parameter_file(config, "embodiments.yaml")),
+    }
+    policy = NodeSpec(
+        package="molmoact_policy",
+        executable="policy",
+        name="policy",
+        namespace=REPLAY_NAMESPACE,
+        parameter_files=(settings,),
+        parameters={**common, "use_sim_time": True},
+        remappings=(("/clock", f"{REPLAY_NAMESPACE}/clock"), ("/diagnostics", f"{REPLAY_NAMESPACE}/diagnostics")),
+    )
+    recording = {
+        "bag": str(Path(deployment.bag).expanduser().resolve()),
+        "out": str(Path(deployment.out).expanduser().resolve()),
+        "every": int(deployment.every),
+    }
+    evaluation = NodeSpec(
+        package="molmoact_training",
+        executable="replay",
+        name="replay",
+        namespace=REPLAY_NAMESPACE,
+        parameter_files=(settings,),
+        parameters={**common, **recording},
+        finishes=True,
+    )
+    return policy, evaluation
 
 
 def _robot(deployment: RobotArguments, config: Path) -> tuple[NodeSpec, ...]:

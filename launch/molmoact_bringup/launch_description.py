@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
 from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from molmoact_bringup.graph import NodeSpec, RobotArguments
+from molmoact_bringup.graph import LaunchArguments, NodeSpec
 from molmoact_bringup.local import config_directory
 
-A = TypeVar("A", bound=RobotArguments)
+A = TypeVar("A", bound=LaunchArguments)
 
 
 def launch_description(arguments: type[A], nodes: Callable[[A, Path], tuple[NodeSpec, ...]]) -> LaunchDescription:
@@ -57,7 +57,7 @@ def launch_node(spec: NodeSpec) -> Node:
         ],
         remappings=list(spec.remappings),
         output="both",
-        on_exit=end_the_system,
+        on_exit=end_in_good_order if spec.finishes else end_the_system,
     )
 
 
@@ -65,3 +65,10 @@ def end_the_system(event: ProcessExited, context: LaunchContext) -> None:
     """A raised error ends every node and is the exit code of `ros2 launch`; the action Shutdown would leave it at 0."""
     if not context.is_shutdown:
         raise RuntimeError(f"{event.process_name} exited with code {event.returncode}")
+
+
+def end_in_good_order(event: ProcessExited, context: LaunchContext) -> list[Shutdown]:
+    """For a node whose work has an end."""
+    if event.returncode != 0:
+        end_the_system(event, context)
+    return [Shutdown(reason=f"{event.process_name} has finished")]

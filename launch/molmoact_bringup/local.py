@@ -13,13 +13,23 @@ from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
 from molmoact_bringup.domain import LAST_DOMAIN, check_names_are_free, choose_domain
 from molmoact_bringup.errors import BringupError, ConfigurationError
-from molmoact_bringup.graph import Deployment, NodeSpec, RecordingDeployment, RobotArguments, recording, single_arm
+from molmoact_bringup.graph import (
+    Deployment,
+    LaunchArguments,
+    NodeSpec,
+    RecordingDeployment,
+    ReplayDeployment,
+    recording,
+    replay,
+    single_arm,
+)
 from molmoact_bringup.supervisor import Command, Interrupted, Supervisor, interrupted_by_signals
 
 POLICY = "policy"
-SYSTEMS: dict[str, tuple[type[RobotArguments], Callable[[Any, Path], tuple[NodeSpec, ...]]]] = {
+SYSTEMS: dict[str, tuple[type[LaunchArguments], Callable[[Any, Path], tuple[NodeSpec, ...]]]] = {
     POLICY: (Deployment, single_arm),
     "recording": (RecordingDeployment, recording),
+    "replay": (ReplayDeployment, replay),
 }
 
 _COLOURS = (36, 33, 35, 32, 34, 31)  # ANSI foregrounds, one node each
@@ -51,7 +61,7 @@ def node_command(node: NodeSpec, environment: Mapping[str, str]) -> Command:
         argv += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML in which a string stays a string
     for source, target in node.remappings:
         argv += ["-r", f"{source}:={target}"]
-    return Command(node.name, tuple(argv), environment)
+    return Command(node.name, tuple(argv), environment, node.finishes)
 
 
 def dds_environment(config: Path, domain: int, simulated: bool) -> dict[str, str]:
@@ -90,7 +100,7 @@ def coloured_output(names: Iterable[str], terminal: bool) -> Callable[[str, str]
 
 
 def up(arguments: Sequence[str]) -> str:
-    """Run a system until a node ends or a signal comes; the reason.
+    """Run a system until its work is done, a node ends or a signal comes; the reason.
 
     Args:
         arguments: One of SYSTEMS, which may be left out for the policy's, and launch arguments.
@@ -105,7 +115,7 @@ def up(arguments: Sequence[str]) -> str:
     deployment = kind.from_arguments(argument for argument in arguments if argument != named)
     config = config_directory()
     nodes = nodes_of(deployment, config)
-    simulated = deployment.robot == "sim"
+    simulated = not deployment.reaches_a_robot
     # A real arm's controllers are in the default domain, and so is a simulated one if it can, for plain clients to see.
     domain = choose_domain(os.environ, range(LAST_DOMAIN + 1) if simulated else (0,))
     environment = dds_environment(config, domain, simulated)
@@ -117,13 +127,15 @@ def up(arguments: Sequence[str]) -> str:
         try:
             with system:
                 system.wait()
+            if system.finished is not None:
+                return system.finished
         except Interrupted as interruption:
             return f"{interruption}"
     raise BringupError(f"{system.failure}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of ``molmoact up [policy | recording] name:=value …``; the exit code."""
+    """Entry point of ``molmoact up [policy | recording | replay] name:=value …``; the exit code."""
     try:
         reason = up(sys.argv[1:] if arguments is None else arguments)
     except BringupError as error:

@@ -48,6 +48,7 @@ T = TypeVar("T")
 class Episode:
     """One attempt at a task."""
 
+    task: str
     seed: int
     instruction: str
     outcome: str  # "success", "failure"
@@ -148,7 +149,7 @@ class Operator:
         if cancellation is not None:
             self._finish(cancellation, "the policy to accept the cancellation")
         chunks = self._finish(result, "the policy to end its task").result.chunks
-        return Episode(seed, instruction, outcome, reason, duration_s, wall_duration_s, chunks)
+        return Episode(task, seed, instruction, outcome, reason, duration_s, wall_duration_s, chunks)
 
     def prepare(self, task: str, seed: int) -> str:
         """Hold, reset the scene, and wait until the arm is in control again; the instruction of the scene.

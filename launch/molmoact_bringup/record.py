@@ -82,11 +82,12 @@ def record_episode(
     operator: Operator, teleoperator: ScriptedTeleoperator, options: argparse.Namespace, index: int
 ) -> bool:
     """Lay out a scene, record the attempt at its task with its outcome, and print a line; whether it succeeded."""
-    seed, wander = options.seed + index, wanders(options.wander, index)
-    instruction = teleoperator.prepare(options.task, seed)
-    operator.start_recording(options.task, instruction)
+    round_of_tasks, which = divmod(index, len(options.task))
+    task, seed, wander = options.task[which], options.seed + index, wanders(options.wander, round_of_tasks)
+    instruction = teleoperator.prepare(task, seed)
+    operator.start_recording(task, instruction)
     try:
-        outcome = teleoperator.operate(options.task, seed, wander, options.timeout)
+        outcome = teleoperator.operate(task, seed, wander, options.timeout)
     except FrankaSimError as error:
         operator.stop_recording("failure", str(error))
         raise
@@ -94,7 +95,7 @@ def record_episode(
     name = operator.stop_recording(word, outcome.reason)
     way = "another way" if wander else "the straight way"
     print(
-        f"{index + 1:3}/{options.episodes} {name}  seed {seed}, {way}: {word} in {outcome.duration_s:.1f} s: "
+        f"{index + 1:3}/{options.episodes} {name}  {task} seed {seed}, {way}: {word} in {outcome.duration_s:.1f} s: "
         f"{outcome.reason}",
         flush=True,
     )

@@ -38,6 +38,7 @@ class Command:
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the parent's own
+    finishes: bool = False  # that it ends, with exit code 0, is no failure
 
 
 class Interrupted(Exception):
@@ -95,6 +96,7 @@ class Supervisor:
         self._gone = threading.Event()
         self._failed = threading.Event()
         self._failure: str | None = None
+        self._finished: str | None = None
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def __enter__(self) -> Supervisor:
@@ -106,8 +108,13 @@ class Supervisor:
 
     @property
     def failure(self) -> str | None:
-        """Which process ended first, and why; None while all run."""
+        """Which process ended first, and why; None while all run, and when it had finished."""
         return self._failure
+
+    @property
+    def finished(self) -> str | None:
+        """Which process ended first because its work was done; None while all run, and after a failure."""
+        return self._finished
 
     def start(self) -> None:
         """Start every command.
@@ -170,7 +177,10 @@ class Supervisor:
             for child in self._children:
                 if child.returncode is not None and not self._failed.is_set() and not self._stopping.is_set():
                     self._pass_on(child)
-                    self._failure = child.epitaph()
+                    if child.finishes and child.returncode == 0:
+                        self._finished = f"{child.name} has finished"
+                    else:
+                        self._failure = child.epitaph()
                     self._failed.set()
         for child in self._children:
             self._pass_on(child)
@@ -196,6 +206,7 @@ class _Child:
                 os._exit(1)
 
         self.name = command.name
+        self.finishes = command.finishes
         self._process = subprocess.Popen(
             command.argv,
             stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from teleop_recorder.recorder import TopicCount
 
 
 def episode(seed: int, outcome: str) -> Episode:
-    return Episode(seed, "pick up the red cube", outcome, "because", 7.5, 15.0, 12)
+    return Episode("pick", seed, "pick up the red cube", outcome, "because", 7.5, 15.0, 12)
 
 
 @pytest.fixture

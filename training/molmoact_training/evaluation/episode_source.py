@@ -107,17 +107,17 @@ class Aligned:
     def looks(self, name: str, frames: Sequence[int], settings: EpisodeSettings) -> Iterator[Look]:
         labels = self.episode.labels
         rows = settings.embodiment.rows or PAPER_ROWS
-        wanted: list[tuple[int, NDArray[np.float64], tuple[int, ...]]] = []
+        wanted: list[tuple[int, int, NDArray[np.float64], tuple[int, ...]]] = []
         for part in self.parts:
             steps = _steps(part, settings.embodiment)
             for frame in frames:
                 index = frame - part.first
                 if 0 <= index < len(steps):
                     pictures = tuple(part.pictures[index].tolist())
-                    wanted.append((frame, steps[index : index + rows], pictures))
+                    wanted.append((frame, int(part.stamps[index]), steps[index : index + rows], pictures))
         shown = read_pictures(self.episode, self.topics, [pictures for *_, pictures in wanted])
-        for (frame, recorded, _), images in zip(wanted, shown, strict=True):
-            yield Look(name, frame, labels.instruction or labels.task, images, recorded)
+        for (frame, stamp, recorded, _), images in zip(wanted, shown, strict=True):
+            yield Look(name, frame, labels.instruction or labels.task, images, recorded, stamp=stamp)
 
 
 def read_aligned(episode: Episode, settings: EpisodeSettings) -> Aligned:

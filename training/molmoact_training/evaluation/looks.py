@@ -23,7 +23,8 @@ class Look:
     """One frame: what the policy is shown, and what was recorded from there on.
 
     images: uint8 RGB [H, W, 3] per camera; recorded: [rows, 7 · A] in SI units, only rows that were recorded; codes
-    uint8 [100] of this frame and of the one before, trace uint8 [P, 2] of the first arm: None where not annotated.
+    uint8 [100] of this frame and of the one before, trace uint8 [P, 2] of the first arm: None where not annotated;
+    stamp: ns of the moment, 0 where the data do not say it.
     """
 
     episode: str
@@ -34,6 +35,7 @@ class Look:
     codes: NDArray[np.uint8] | None = None
     previous_codes: NDArray[np.uint8] | None = None
     trace: NDArray[np.uint8] | None = None
+    stamp: int = 0
 
 
 class Source(Protocol):

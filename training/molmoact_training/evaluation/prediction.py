@@ -12,10 +12,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from molmoact_policy.actions import ActionStatistics, encode_bins
+from molmoact_policy.checkpoint import read_config
 from molmoact_policy.depth import DepthVQVAE
-from molmoact_policy.embodiment import Embodiment
+from molmoact_policy.embodiment import EMBODIMENT_FILE, Embodiment
 from molmoact_policy.errors import ObservationError, ReplyError
-from molmoact_policy.policy import Observation, Policy, Prediction
+from molmoact_policy.policy import DEPTH_DIRECTORY, Observation, Policy, Prediction, read_statistics
 from molmoact_policy.predict import shipped_conventions
 from molmoact_policy.reply import HIGHEST_BIN
 from numpy.typing import NDArray
@@ -45,13 +46,10 @@ class Conventions:
     statistics: ActionStatistics
     embodiment: Embodiment
 
-    def bins(self, actions: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Rows [N, 7 · A] in the checkpoint's own units as it writes them; its two highest bins mean the same value."""
-        return np.minimum(encode_bins(self.statistics.normalise(actions)), HIGHEST_BIN)
-
-    def bins_of_si(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The same of rows in SI units."""
-        return self.bins(from_si(self.embodiment, rows))
+    def bins(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Rows [N, 7 · A] in SI units as the checkpoint writes them; its two highest bins mean the same value."""
+        normalised = self.statistics.normalise(from_si(self.embodiment, rows))
+        return np.minimum(encode_bins(normalised), HIGHEST_BIN)
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,18 @@ class Checkpoint:
         return policy
 
 
+def read_conventions(
+    directory: Path, unnorm_key: str | None, embodiments: Path | None
+) -> tuple[Conventions, DepthVQVAE | None]:
+    """Those of a checkpoint and what decodes its depth codes, without its weights. Raises PolicyError."""
+    statistics = read_statistics(directory, read_config(directory), unnorm_key)
+    own = directory / EMBODIMENT_FILE
+    path = own if own.is_file() or embodiments is None else embodiments
+    vqvae = directory / DEPTH_DIRECTORY
+    decoder = DepthVQVAE.from_pretrained(vqvae) if vqvae.is_dir() else None
+    return Conventions(statistics, Embodiment.from_file(path, statistics.key)), decoder
+
+
 def conventions_of(actor: Actor, name: str) -> Conventions:
     """Raises TrainingError when nothing says what the checkpoint's actions mean."""
     if actor.embodiment is None:
@@ -108,24 +118,25 @@ def check_match(conventions: Conventions, source: Source, name: str) -> None:
 def answers_of(actor: Actor, conventions: Conventions, looks: Iterable[Look]) -> Iterator[Answer]:
     """Raises DatasetError for a look that the policy refuses to think about."""
     for look in looks:
-        unanswered = _unanswered(look, conventions)
+        answer = unanswered(look, conventions)
         try:
             reply = actor.act(Observation(look.images, look.instruction))
         except ObservationError as error:
             raise DatasetError(f"episode {look.episode}, frame {look.frame}: {error}") from error
         except ReplyError as error:
             yield replace(
-                unanswered,
+                answer,
                 predicted_codes=error.depth_codes,
                 predicted_trace=error.trace,
                 text=error.text,
                 error=str(error),
             )
         else:
+            predicted = to_si(conventions.embodiment, reply.actions)
             yield replace(
-                unanswered,
-                predicted=to_si(conventions.embodiment, reply.actions),
-                predicted_bins=conventions.bins(reply.actions),
+                answer,
+                predicted=predicted,
+                predicted_bins=conventions.bins(predicted),
                 predicted_codes=reply.depth_codes or None,
                 predicted_trace=reply.trace or None,
                 text=reply.text,
@@ -134,14 +145,15 @@ def answers_of(actor: Actor, conventions: Conventions, looks: Iterable[Look]) ->
             )
 
 
-def _unanswered(look: Look, conventions: Conventions) -> Answer:
+def unanswered(look: Look, conventions: Conventions) -> Answer:
+    """What was recorded, without a reply."""
     return Answer(
         look.episode,
         look.frame,
         look.instruction,
         image_size=(look.images[0].shape[1], look.images[0].shape[0]),
         recorded=look.recorded,
-        recorded_bins=conventions.bins_of_si(look.recorded),
+        recorded_bins=conventions.bins(look.recorded),
         recorded_codes=_codes(look.codes),
         previous_codes=_codes(look.previous_codes),
         recorded_trace=None if look.trace is None else [(int(x), int(y)) for x, y in look.trace],
