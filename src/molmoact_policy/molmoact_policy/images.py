@@ -149,7 +149,9 @@ class ImageProcessor:
         limit = self.max_multi_image_crops if multi_image else self.max_crops
         rows, columns = self.select_tiling(image.shape[0], image.shape[1], limit)
         whole, whole_mask = self._resize(image, (self.crop_size, self.crop_size))
-        filled, filled_mask = self._resize(image, (self._grid_pixels(rows), self._grid_pixels(columns)))
+        filled, filled_mask = whole, whole_mask  # a grid of one crop is the picture once more
+        if (rows, columns) != (1, 1):
+            filled, filled_mask = self._resize(image, (self._grid_pixels(rows), self._grid_pixels(columns)))
 
         crops = np.stack([whole, *self._cut(filled, rows, columns)])  # [crops, crop, crop, 3]
         masks = np.stack([whole_mask, *self._cut(filled_mask[..., None], rows, columns)[..., 0]])

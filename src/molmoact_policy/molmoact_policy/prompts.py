@@ -12,6 +12,30 @@ from collections.abc import Sequence
 DEPTH_START = "<DEPTH_START>"
 DEPTH_END = "<DEPTH_END>"
 
+# The released multi-view checkpoints' answer (model card); then the same for two arms.
+RELEASED_REPLIES = (
+    "The depth map of the first image is {depth}. The trajectory of the end effector in the first image is {trace}. "
+    "Based on these information, along with other images from different camera views as additional information, the "
+    "action that the robot should take is {action}.",
+    "The depth map of the first image is {depth}. The trajectory of the left end effector in the first image is "
+    "{left_trace}. The trajectory of the right end effector in the first image is {right_trace}. Based on these "
+    "information, along with other images from different camera views as additional information, the action that the "
+    "robot should take is {action}.",
+)
+# The released fine-tune loader's: worded for two arms, with one arm's trace twice.
+FINETUNE_REPLIES = (
+    "The depth map of the image is {depth}. The trajectory of the left end effector is {trace}. The trajectory of the "
+    "right end effector is {trace}. Based on this information, the action that the robot should take is {action}.",
+    "The depth map of the image is {depth}. The trajectory of the left end effector is {left_trace}. The trajectory of "
+    "the right end effector is {right_trace}. Based on this information, the action that the robot should take is "
+    "{action}.",
+)
+WORDINGS = {"released": RELEASED_REPLIES, "finetune": FINETUNE_REPLIES}  # by number of arms - 1
+STEERING_REPLY = (
+    "Based on the image and the annotated trajectory of the end effector, the action that the robot should take is "
+    "{action}."
+)
+
 
 def chat(prompt: str) -> str:
     """The chat wrapper of training and inference; the answer follows after one space and ends with EOS."""
@@ -62,33 +86,34 @@ def depth_reply(depth: str) -> str:
     return f"The depth map of the image is {depth}"
 
 
-def reasoning_reply(depth: str, trace: str, action: str) -> str:
-    """The answer of the released multi-view checkpoints to `reasoning_prompt` (model card).
+def reply_template(steered: bool = False, *, arms: int = 1, wording: str = "released") -> str:
+    """The answer to `reasoning_prompt` or `steering_prompt` as a format string: the one description of a reply.
 
-    depth, trace, action: the texts of `format_depth`, `format_trace` and `actions.format_actions`.
+    Its fields, in this order, are {depth}, {trace} (of two arms {left_trace} and {right_trace}) and {action}; of a
+    steering reply {action} only. They take the texts of `format_depth`, `format_trace` and `actions.format_actions`.
+    wording: one of WORDINGS. Two arms are worded in the manner of each, which is ours. Raises ValueError for a wording
+    that is none.
     """
-    return (
-        f"The depth map of the first image is {depth}. The trajectory of the end effector in the first image is "
-        f"{trace}. Based on these information, along with other images from different camera views as additional "
-        f"information, the action that the robot should take is {action}."
-    )
+    if wording not in WORDINGS:
+        raise ValueError(f"wording is {wording!r} ({', '.join(WORDINGS)})")
+    if steered:
+        return STEERING_REPLY
+    return WORDINGS[wording][arms - 1]
+
+
+def reasoning_reply(depth: str, trace: str, action: str) -> str:
+    """The answer of the released multi-view checkpoints to `reasoning_prompt`."""
+    return reply_template().format(depth=depth, trace=trace, action=action)
 
 
 def finetune_reasoning_reply(depth: str, trace: str, action: str) -> str:
-    """The released fine-tune loader's answer to `reasoning_prompt`: worded for two arms, with one trace twice."""
-    return (
-        f"The depth map of the image is {depth}. The trajectory of the left end effector is {trace}. The trajectory of "
-        f"the right end effector is {trace}. Based on this information, the action that the robot should take is "
-        f"{action}."
-    )
+    """The released fine-tune loader's answer to `reasoning_prompt`."""
+    return reply_template(wording="finetune").format(depth=depth, trace=trace, action=action)
 
 
 def steering_reply(action: str) -> str:
     """The released fine-tune loader's answer to `steering_prompt`."""
-    return (
-        "Based on the image and the annotated trajectory of the end effector, the action that the robot should take is "
-        f"{action}."
-    )
+    return STEERING_REPLY.format(action=action)
 
 
 def format_depth(codes: Sequence[int]) -> str:
