@@ -29,7 +29,9 @@ def add_episode_arguments(parser: argparse.ArgumentParser, *, episodes: int, see
 
 def _task(text: str) -> str:
     if text.split(":")[0] not in KINDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(KINDS)}, with or without what follows a colon")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {', '.join(KINDS)}, with or without what follows a colon"
+        )
     return text
 
 

@@ -15,7 +15,7 @@ def episode(seed: int, outcome: str) -> Episode:
 
 @pytest.fixture
 def run(tmp_path):
-    return demo.Run("pick", "nano", [1000, 1001, 1002], 30.0, tmp_path, "2026-01-01T00-00-00")
+    return demo.Run(["pick"], "nano", [1000, 1001, 1002], 30.0, tmp_path, "2026-01-01T00-00-00")
 
 
 def test_summary_is_written_even_when_nothing_was_run(run):
@@ -82,7 +82,7 @@ def test_arguments_out_of_range_start_nothing(arguments, capsys):
 def test_progress_is_one_line_with_the_rate_so_far(run, capsys):
     run.episodes = [episode(1000, "success"), episode(1001, "failure")]
     demo.show_progress(run)
-    assert capsys.readouterr().out == "  2/3 ✗ seed 1001    7.5 s  1/2 =  50%  because\n"
+    assert capsys.readouterr().out == "  2/3 ✗ pick seed 1001    7.5 s  1/2 =  50%  because\n"
 
 
 def test_node_log_shows_what_went_wrong_and_keeps_everything(tmp_path, capsys):
