@@ -17,6 +17,7 @@ setup(
     entry_points={
         "console_scripts": ["replay = molmoact_training.evaluation.replay_node:main"],
         "molmoact.commands": [
+            "annotate = molmoact_training.annotate:main",
             "evaluate = molmoact_training.evaluation.command:main",
         ],
     },
