@@ -28,10 +28,8 @@ def add_episode_arguments(parser: argparse.ArgumentParser, *, episodes: int, see
 
 
 def _task(text: str) -> str:
-    if text.split(":")[0] not in KINDS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not one of {', '.join(KINDS)}, with or without what follows a colon"
-        )
+    if text.partition(":")[0] not in KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with one of {', '.join(KINDS)}")
     return text
 
 

@@ -180,12 +180,19 @@ class Operator:
         self._wait_for_mode(BridgeStatus.POLICY)
 
     def start_recording(self, task: str, instruction: str) -> None:
-        """Begin an episode.
+        """Begin an episode, as soon as the recorder hears all that it needs: its topics may have only just come up.
 
         Raises:
-            SystemFailure: the recorder refuses, or does not answer.
+            SystemFailure: the recorder keeps refusing, or does not answer.
         """
-        self._require(self._start_episode, StartEpisode.Request(task=task, instruction=instruction))
+        request = StartEpisode.Request(task=task, instruction=instruction)
+        answers: list[StartEpisode.Response] = []
+
+        def started() -> bool:
+            answers.append(self._call(self._start_episode, request))
+            return answers[-1].success
+
+        self._wait(started, SETTLE_TIMEOUT_S, "the recorder to begin an episode", lambda: answers[-1].message)
 
     def stop_recording(self, outcome: str, reason: str) -> str:
         """End the episode that is being recorded ("success", "failure", "discard"); its name.
