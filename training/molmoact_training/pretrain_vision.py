@@ -1,119 +1,188 @@
-"""Teaches the vision backbone where things are before the language model learns to read it.
+"""Teaches nano's vision backbone where things are before the language model learns to read it.
 
 MolmoAct starts from a vision tower that has seen billions of pictures; nano's would start from noise, and a language
 model beside a blind tower learns to copy from the demonstrated reply instead. The mean image feature of each camera
-has to tell the trace and where the gripper goes next, through one linear layer that is thrown away afterwards.
+has to tell the trace and where the gripper goes next, through one linear layer that is thrown away afterwards. The
+instruction goes into that layer, too, so that colours and sides have to be told apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
+from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActForActionReasoning
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from molmoact_training.samples import SampleShards
-from molmoact_training.train import average_gradients, colour_jitter, image_tokens, learning_rate
+from molmoact_training.annotated_dataset import AnnotatedDataset
+from molmoact_training.augmentation import augment
+from molmoact_training.nano_checkpoint import COPIED_FILES
+from molmoact_training.presets import Augmentation, Preset
 
-VALIDATION_SAMPLES = 512
+VALIDATION_FRAMES = 512
+TRACE_POINTS = 5
+LOG_EVERY, SAVE_EVERY = 100, 250  # steps
 
 
-def targets_of(samples: SampleShards) -> np.ndarray:
-    """What a look at the scene should tell, float32 [samples, outputs], each output of unit variance.
+class VisionWithHead(nn.Module):
+    """The vision backbone, and a linear layer from its mean features and the instruction to the targets."""
 
-    Trace points across and down, and where each row of the chunk will have taken the gripper.
+    def __init__(self, model: MolmoActForActionReasoning, cameras: int, instructions: int, outputs: int) -> None:
+        super().__init__()
+        self.model = model
+        self.backbone = model.vision_backbone
+        width = cameras * model.config.llm_config.hidden_size
+        self.head = nn.Linear(width, outputs)
+        # Which of the things that are seen are meant: a factor for every feature.
+        self.attention = nn.Embedding(instructions, width)
+        nn.init.ones_(self.attention.weight)
+
+    def forward(self, images: Tensor, instructions: Tensor) -> Tensor:
+        """images [B, cameras, patches, values] in -1..1, instructions int64 [B] -> targets [B, outputs]."""
+        batch, cameras, patches, _ = images.shape
+        side = math.isqrt(patches)
+        grid = torch.arange(patches).view(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)  # pooled 2 x 2
+        index = torch.cat([grid + camera * patches for camera in range(cameras)]).expand(batch, -1, -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = self.model.image_features(images, index)  # [B * cameras * pooled, hidden]
+        means = features.float().view(batch, cameras, len(grid), -1).mean(2).flatten(1)
+        return self.head(means * self.attention(instructions))
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Frames as the vision backbone sees them, and what it shall tell of each.
+
+    targets: float32 [frames, outputs], each output of unit variance: trace points across and down, where each row of
+    the chunk will have taken the gripper, and whether it is open. usable: indices of the frames whose path is what the
+    instruction asks for.
     """
-    trace = samples.all("trace").reshape(len(samples), -1).astype(np.float32)
-    actions = samples.all("actions")
-    path = actions[..., :6].cumsum(1)[..., [0, 1, 2, 5]].reshape(len(samples), -1)
+
+    dataset: AnnotatedDataset
+    processor: ImageProcessor
+    targets: NDArray[np.float32]
+    instructions: NDArray[np.int64]
+    usable: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor) -> Looks:
+        _, numbers = np.unique(dataset.column("instruction"), return_inverse=True)
+        usable = np.flatnonzero(~np.array(dataset.column("steered")))
+        return cls(dataset, processor, targets_of(dataset), numbers, usable)
+
+    def batch(
+        self, chosen: NDArray[np.int64], augmentation: Augmentation | None, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B, cameras, patches, values], instructions [B] and targets [B, outputs]."""
+        images = np.stack([self._crops(int(index), augmentation, rng) for index in chosen])
+        return (
+            torch.from_numpy(images),
+            torch.from_numpy(self.instructions[chosen]),
+            torch.from_numpy(self.targets[chosen]),
+        )
+
+    def _crops(self, index: int, augmentation: Augmentation | None, rng: np.random.Generator) -> NDArray[np.float32]:
+        """One crop of each camera: a small picture's second one is the same."""
+        pictures = self.dataset[index].images
+        if augmentation is not None:
+            pictures = [augment(picture, augmentation, rng) for picture in pictures]
+        return np.stack([self.processor(picture, multi_image=True)["images"][0] for picture in pictures])
+
+
+def targets_of(dataset: AnnotatedDataset) -> NDArray[np.float32]:
+    """What a look at each frame should tell, see `Looks`."""
+    traces = np.stack([_five_points(arms[0]) for arms in dataset.column("traces")])
+    actions = dataset.all_actions()
+    path = actions[..., :6].cumsum(1)[..., [0, 1, 2, 5]].reshape(len(dataset), -1)
     gripper = actions[:, ::4, 6]
-    values = np.concatenate([trace, path, gripper], axis=1)
+    values = np.concatenate([traces, path, gripper], axis=1)
     return ((values - values.mean(0)) / (values.std(0) + 1e-6)).astype(np.float32)
 
 
-def camera_means(model: MolmoActForActionReasoning, images: Tensor) -> Tensor:
-    """images [B, cameras, patches, values] -> mean image feature of each camera, [B, cameras * hidden]."""
-    batch, cameras = images.shape[:2]
-    return image_tokens(model, images).view(batch, cameras, -1, model.config.llm_config.hidden_size).mean(2).flatten(1)
+def _five_points(trace: list[int]) -> NDArray[np.float32]:
+    """[10]: a shorter trace stays at its end."""
+    points = np.array(trace, np.float32).reshape(-1, 2)
+    return np.concatenate([points, np.repeat(points[-1:], TRACE_POINTS - len(points), axis=0)]).ravel()
 
 
-def pretrain_worker(rank: int, config: dict, samples_dir: Path, checkpoint: Path, out: Path) -> None:
+def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, checkpoint: Path, out: Path) -> None:
     """One process of the data-parallel loop; process 0 logs and writes the checkpoint."""
     torch.set_num_threads(1)
-    settings, world = config["vision"], config["training"]["processes"]
-    dist.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=world)
-    samples = SampleShards(samples_dir)
-    targets = targets_of(samples)
-    usable = np.flatnonzero(~samples.all("steered"))  # a drawn trace would give the answer away
+    dist.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=processes)
+    settings, augmentation = config["vision"], Preset.from_file(config["preset"]).augmentation
+    looks = Looks.of(AnnotatedDataset(data), ImageProcessor.from_pretrained(checkpoint))
     torch.manual_seed(0)
     model = MolmoActForActionReasoning.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
-    width = 2 * model.config.llm_config.hidden_size
-    learned = nn.ModuleDict({"backbone": model.vision_backbone, "head": nn.Linear(width, targets.shape[1])})
-    optimizer = torch.optim.AdamW(learned.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.95))
+    cameras = len(looks.dataset.embodiment.cameras)
+    learned = VisionWithHead(model, cameras, looks.instructions.max() + 1, looks.targets.shape[1])
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in model.vision_backbone.parameters():
+        parameter.requires_grad_(True)
+    parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], betas=(0.9, 0.95))
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, settings["warmup_steps"], settings["steps"], min_lr_rate=0.1
+    )
+    parallel = DistributedDataParallel(learned)
     started = time.monotonic()
     for step in range(settings["steps"]):
         rng = np.random.default_rng([1, step, rank])
-        torch.manual_seed(int(rng.integers(2**31)))
-        chosen = rng.choice(usable[:-VALIDATION_SAMPLES], settings["batch"], replace=False)
-        error = _error(model, learned["head"], samples, targets, chosen, config["training"]["colour_jitter"])
+        chosen = rng.choice(looks.usable[:-VALIDATION_FRAMES], settings["batch"], replace=False)
+        images, instructions, targets = looks.batch(chosen, augmentation, rng)
         optimizer.zero_grad()
-        error.mean().backward()
-        average_gradients(learned, world)
-        nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
+        nn.functional.mse_loss(parallel(images, instructions), targets).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if rank == 0 and (step + 1) % 100 == 0:
-            with torch.no_grad():
-                held_out = _error(model, learned["head"], samples, targets, usable[-VALIDATION_SAMPLES:], None)
-            speed = (step + 1) * world * settings["batch"] / (time.monotonic() - started)
-            entry = {"step": step + 1, "samples_per_s": round(speed), "trace": held_out[:, :10].mean().item()}
-            print(json.dumps(entry | {"all": held_out.mean().item()}), flush=True)
-        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == settings["steps"]):
+        schedule.step()
+        if rank == 0 and (step + 1) % LOG_EVERY == 0:
+            speed = (step + 1) * processes * settings["batch"] / (time.monotonic() - started)
+            entry = {"step": step + 1, "samples_per_s": round(speed), **validate(learned, looks)}
+            print(json.dumps(entry), flush=True)
+        if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == settings["steps"]):
             model.save_pretrained(out)
     dist.destroy_process_group()
 
 
-def _error(
-    model: MolmoActForActionReasoning,
-    head: nn.Module,
-    samples: SampleShards,
-    targets: np.ndarray,
-    chosen: np.ndarray,
-    jitter: dict | None,
-) -> Tensor:
-    """Squared errors [B, outputs], in variances."""
-    pixels = torch.from_numpy(np.stack([samples.get("pixels", i) for i in chosen]))
-    images = pixels.float().div_(127.5).sub_(1.0)
-    if jitter is not None:
-        images = colour_jitter(images, jitter)
-    with torch.autocast("cpu", torch.bfloat16):
-        features = camera_means(model, images)
-    return (head(features.float()) - torch.from_numpy(targets[chosen])) ** 2
+@torch.no_grad()
+def validate(learned: VisionWithHead, looks: Looks) -> dict[str, float]:
+    """Squared errors, in variances, on frames of the last episodes."""
+    chosen = looks.usable[-VALIDATION_FRAMES:]
+    images, instructions, targets = looks.batch(chosen, None, np.random.default_rng(0))
+    errors = (learned(images, instructions) - targets) ** 2
+    return {"trace": errors[:, : 2 * TRACE_POINTS].mean().item(), "all": errors.mean().item()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
-    parser.add_argument("--samples", type=Path, required=True, help="shards of molmoact_training.demonstrations")
+    parser.add_argument("--data", type=Path, required=True, help="annotated dataset")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint whose vision backbone is trained")
     parser.add_argument("--out", type=Path, required=True, help="the same checkpoint with the trained backbone")
     arguments = parser.parse_args()
-    config = yaml.safe_load(arguments.config.read_text())
+    config = yaml.safe_load(arguments.config.read_text()) | {"preset": str(arguments.config)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "rendezvous").unlink(missing_ok=True)
+    processes = config["vision"]["processes"]
     torch.multiprocessing.spawn(
-        pretrain_worker,
-        args=(config, arguments.samples, arguments.checkpoint, arguments.out),
-        nprocs=config["training"]["processes"],
+        pretrain, args=(processes, config, arguments.data, arguments.checkpoint, arguments.out), nprocs=processes
     )
+    for name in COPIED_FILES:
+        shutil.copy(arguments.checkpoint / name, arguments.out / name)
 
 
 if __name__ == "__main__":
