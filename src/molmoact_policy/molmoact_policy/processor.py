@@ -72,14 +72,22 @@ class Processor:
         numbered = nested or len(pictures) > 1
         processed = [self.image_processor(picture, multi_image=numbered) for picture in pictures]
 
+        ids = [*self.image_prefix(processed, numbered=numbered), *self.encode_prompt(prompt)]
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        return inputs | (self.join(processed) if processed else {})
+
+    def image_prefix(self, processed: Sequence[dict[str, NDArray[Any]]], *, numbered: bool) -> list[int]:
+        """Ids before the prompt: BOS and what the image processor made of each picture, "Image 1" first if numbered."""
         ids = [self.bos_id]
         for number, arrays in enumerate(processed, start=1):
             if numbered:
                 ids += self._encode(f"Image {number}")
             ids += self.image_tokens(arrays["image_grids"])
-        ids += self._encode(chat(prompt))
-        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
-        return inputs | (self.join(processed) if processed else {})
+        return ids
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of the bare question in its chat wrapper."""
+        return self._encode(chat(prompt))
 
     def image_tokens(self, grids: NDArray[np.int64]) -> list[int]:
         """Ids of one image: for each pooled grid (rows, columns), its rows of patches, each closed by a column."""
@@ -90,7 +98,13 @@ class Processor:
 
     def encode_reply(self, reply: str) -> list[int]:
         """The ids training puts after the prompt: one space, the reply, EOS."""
-        return [*self._encode(" " + reply), self.eos_id]
+        return self.reply_tokens(reply)[0]
+
+    def reply_tokens(self, reply: str) -> tuple[list[int], list[int]]:
+        """`encode_reply`, and for each id how many characters of the reply it and those before it spell."""
+        encoded = self.tokenizer(" " + reply, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [max(end - 1, 0) for _, end in encoded["offset_mapping"]]
+        return [*encoded["input_ids"], self.eos_id], [*ends, len(reply)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; depth tokens are ordinary tokens and stay, EOS and padding go."""

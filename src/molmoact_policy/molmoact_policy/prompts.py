@@ -1,8 +1,8 @@
 """The questions a checkpoint was trained with, word for word, and the answers training writes for them.
 
 Sources: the release's HF and vLLM tests, LIBERO and SimplerEnv evaluation and fine-tune loader; the multi-view answer
-from the model card. Wording counts: a checkpoint knows only these. The auxiliary question about the trace, which the
-release was also trained with, is not published and therefore not here.
+from the model card. Wording counts: a checkpoint knows only these. What the release did not publish, the auxiliary
+question about the trace and all that is about two arms, is worded here in the manner of the rest.
 """
 
 from __future__ import annotations
@@ -36,43 +36,54 @@ STEERING_REPLY = (
     "{action}."
 )
 
+# How the prompts name the traces of one arm, and of two: the latter is ours.
+ARMS_ASKED = (
+    "what is the trajectory of the end effector",
+    "what are the trajectories of the left and the right end effector",
+)
+ARMS_NOTICED = (
+    ("the trajectory of the end effector is", "the trajectory"),
+    ("the trajectories of the left and the right end effector are", "the trajectories"),
+)
+
 
 def chat(prompt: str) -> str:
     """The chat wrapper of training and inference; the answer follows after one space and ends with EOS."""
     return f"User: {prompt} Assistant:"
 
 
-def reasoning_prompt(instruction: str, images: int = 2) -> str:
+def reasoning_prompt(instruction: str, images: int = 2, arms: int = 1) -> str:
     """Asks for depth, trace and action. `images`: how many pictures are shown; 1 is the wording of pretraining."""
     opening = (
         f"The task is {instruction}. What is the action that the robot should take. To figure out the action that the "
         f"robot should take to {instruction}, let's think through it step by step. "
     )
+    asked = ARMS_ASKED[arms - 1]
+    followed = "trajectory of the end effector" if arms == 1 else "trajectories of the end effectors"
     if images == 1:
         return opening + (
-            "First, what is the depth map for this image? Second, what is the trajectory of the end effector? Based on "
-            "the depth map of the image and the trajectory of the end effector, what is the action that the robot "
-            "should take?"
+            f"First, what is the depth map for this image? Second, {asked}? Based on the depth map of the image and "
+            f"the {followed}, what is the action that the robot should take?"
         )
     return opening + (
-        "First, what is the depth map for the first image? Second, what is the trajectory of the end effector in the "
-        "first image? Based on the depth map of the first image and the trajectory of the end effector in the first "
-        "image, along with other images from different camera views as additional information, what is the action "
-        "that the robot should take?"
+        f"First, what is the depth map for the first image? Second, {asked} in the first image? Based on the depth map "
+        f"of the first image and the {followed} in the first image, along with other images from different camera "
+        "views as additional information, what is the action that the robot should take?"
     )
 
 
-def steering_prompt(instruction: str, images: int = 2) -> str:
-    """Asks for the action only, along the trace that is drawn on the (first) image."""
+def steering_prompt(instruction: str, images: int = 2, arms: int = 1) -> str:
+    """Asks for the action only, along the trace of each arm that is drawn on the (first) image."""
+    noticed, followed = ARMS_NOTICED[arms - 1]
     if images == 1:
         return (
-            f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the image. "
-            "Based on the trajectory annotated on the image, what is the action that the robot should take?"
+            f"The task is {instruction}. Notice that {noticed} annotated on the image. Based on {followed} annotated "
+            "on the image, what is the action that the robot should take?"
         )
     return (
-        f"The task is {instruction}. Notice that the trajectory of the end effector is annotated on the first image. "
-        "Based on the trajectory annotated on the image, along with other images from different camera views as "
-        "additional information, what is the action that the robot should take?"
+        f"The task is {instruction}. Notice that {noticed} annotated on the first image. Based on {followed} annotated "
+        "on the image, along with other images from different camera views as additional information, what is the "
+        "action that the robot should take?"
     )
 
 
@@ -84,6 +95,21 @@ def depth_prompt(instruction: str) -> str:
 def depth_reply(depth: str) -> str:
     """The answer to `depth_prompt`."""
     return f"The depth map of the image is {depth}"
+
+
+def trace_prompt(instruction: str, arms: int = 1) -> str:
+    """The auxiliary question about the trace; the wording is ours."""
+    return f"The task is {instruction}. W{ARMS_ASKED[arms - 1][1:]} in the image?"
+
+
+def trace_template(arms: int = 1) -> str:
+    """The answer to `trace_prompt`, with the fields of `reply_template`; the wording is ours."""
+    if arms == 1:
+        return "The trajectory of the end effector in the image is {trace}"
+    return (
+        "The trajectory of the left end effector in the image is {left_trace}. The trajectory of the right end "
+        "effector in the image is {right_trace}"
+    )
 
 
 def reply_template(steered: bool = False, *, arms: int = 1, wording: str = "released") -> str:
