@@ -103,6 +103,10 @@ class AnnotatedDataset:
         """One column of all rows as Python values: "episode", "instruction", "steered", ..."""
         return self._table.column(name).to_pylist()
 
+    def annotated(self, name: str) -> NDArray[np.bool_]:
+        """[frames], whether each has a "depth_codes" or "traces"."""
+        return self._table.column(name).is_valid().to_numpy()
+
     def all_actions(self) -> NDArray[np.float32]:
         """[frames, rows, D] in the dataset's units."""
         flat = self._table.column("actions").combine_chunks().flatten().to_numpy()
