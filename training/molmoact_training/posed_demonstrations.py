@@ -8,6 +8,7 @@ demonstrations, and where the policy is evaluated.
 
 Some episodes go another way than their instruction asks for: over points of the operator's choice, or to the other
 cube. Their frames are `steered`: only a drawn trace explains them, and so the policy learns to go where a trace goes.
+Half of them show the trace as it was drawn at the start, because a person's trace stays while the arm follows it.
 """
 
 from __future__ import annotations
@@ -96,35 +97,31 @@ class PosedDemonstrations:
         planner = WanderingOperator(operator, seed) if wandering else operator
         steered = wandering or task_instruction(task, self.scene) != instruction
         view = self._start(SceneView.from_simulation(self.sim), rng)
+        drawn = self._look(view, planner, operator).frame.traces if steered else None
         for first in range(0, config["steps_limit"], config["rows_executed"]):
             if operator.done(view):
                 return
             steps, _ = _plan(planner, operator, view, config["rows_executed"])
             for number, step in enumerate(self._perturbed(steps, view, operator, rng), first):
                 if rng.random() < config["keep_fraction"]:
-                    yield self._look(view, planner, operator, instruction, steered, seed, number)
+                    look = self._look(view, planner, operator)
+                    if drawn is not None and rng.random() < 0.5:
+                        look = replace(look, frame=replace(look.frame, traces=drawn))
+                    labels = {"episode": seed, "frame": number, "instruction": instruction, "steered": steered}
+                    yield replace(look, frame=replace(look.frame, **labels))
                 if wandering:
                     planner.step(view)  # it remembers which points it has been to
                 view = operator.imagine(view, step)
 
-    def _look(
-        self,
-        view: SceneView,
-        planner: ScriptedOperator | WanderingOperator,
-        operator: ScriptedOperator,
-        instruction: str,
-        steered: bool,
-        seed: int,
-        number: int,
-    ) -> Look:
+    def _look(self, view: SceneView, planner: ScriptedOperator | WanderingOperator, operator: ScriptedOperator) -> Look:
         plan, path = _plan(planner, operator, view, PLAN_STEPS)
         data = self.posed.pose(view)
-        front, depth = self.front.render(data)
-        images = [self.embodiment.picture(np.ascontiguousarray(image)) for image in (front, self.wrist.colour(data))]
-        actions = chunk_of(plan or [operator.step(view)], self.config["chunk_rows"])
         trace = trace_of(np.array([view.position, *path]), self.front, data)
-        frame = Frame(seed, number, instruction, images, actions, traces=[trace], steered=steered)
-        return Look(frame, picture_of_depth(depth, DEPTH_PICTURE_SIZE))
+        front, depth = self.front.render(data)
+        wrist = self.wrist.colour(data)
+        images = [self.embodiment.picture(np.ascontiguousarray(image)) for image in (front, wrist)]
+        actions = chunk_of(plan or [operator.step(view)], self.config["chunk_rows"])
+        return Look(Frame(0, 0, "", images, actions, traces=[trace]), picture_of_depth(depth, DEPTH_PICTURE_SIZE))
 
     def _start(self, view: SceneView, rng: np.random.Generator) -> SceneView:
         """Home, or somewhere else over the table."""

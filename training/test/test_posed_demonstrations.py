@@ -1,68 +1,85 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
 from franka_sim.operator import Step
 from franka_sim.scene import SceneConfig
-from molmoact_policy.images import ImageProcessor
-from molmoact_training.demonstrations import DemonstrationRecorder, Sample, chunk_of, inverse_depth_picture, write_shard
-from molmoact_training.nano_checkpoint import build_image_processor
-from molmoact_training.samples import SampleShards
+from molmoact_policy.embodiment import Embodiment
+from molmoact_training.nano_checkpoint import EMBODIMENT
+from molmoact_training.posed_demonstrations import Look, PosedDemonstrations, chunk_of
 
 ROOT = Path(__file__).parents[2]
-CONFIG = yaml.safe_load((ROOT / "config/training/nano.yaml").read_text())
+CONFIG = yaml.safe_load((ROOT / "config/training/nano.yaml").read_text())["demonstrations"]
+
+
+def looks_of(tmp_path_factory, **changes) -> list[Look]:
+    file = tmp_path_factory.mktemp("checkpoint") / "embodiment.yaml"
+    file.write_text(yaml.safe_dump(EMBODIMENT))
+    config = CONFIG | {"keep_fraction": 0.3, "start_probability": 0.0} | changes
+    scene = SceneConfig.load(ROOT / "config/scenes/tabletop.yaml")
+    demonstrations = PosedDemonstrations(scene, config, Embodiment.from_file(file))
+    return [look for seed in (100000, 100001) for look in demonstrations.episode(seed)]
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    processor: ImageProcessor = build_image_processor(CONFIG["model"])
-    scene = SceneConfig.load(ROOT / "config/scenes/tabletop.yaml")
-    recorder = DemonstrationRecorder(scene, CONFIG["demonstrations"] | {"keep_fraction": 0.3}, processor, (320, 240))
-    return list(recorder.episode("pick:red", CONFIG["demonstrations"]["first_seed"]))
+def straight(tmp_path_factory) -> list[Look]:
+    return looks_of(tmp_path_factory, tasks={"pick": 1.0}, steered={"other_cube": 0.0, "wandering": 0.0})
 
 
-def test_samples_hold_what_the_policy_will_see_and_should_write(samples):
-    assert len(samples) > 3
-    for sample in samples:
-        assert sample.pixels.shape == (2, 64, 1200) and sample.pixels.dtype == np.uint8
-        assert sample.actions.shape == (8, 7) and np.all(np.isfinite(sample.actions))
-        assert np.linalg.norm(sample.actions[:, :3], axis=1).max() <= 0.0251
-        assert sample.trace.shape == (5, 2)
-        assert sample.instruction == "pick up the red cube"
+@pytest.fixture(scope="module")
+def to_the_other_cube(tmp_path_factory) -> list[Look]:
+    return looks_of(tmp_path_factory, tasks={"pick": 1.0}, steered={"other_cube": 1.0, "wandering": 0.0})
 
 
-def test_the_trace_passes_the_red_cube(samples):
-    """The operator goes down to the cube before it lifts it, so some trace point lies on red pixels of a picture."""
-    front = samples[0].pixels[0].reshape(8, 8, 20, 20, 3).transpose(0, 2, 1, 3, 4).reshape(160, 160, 3).astype(int)
-    red = (front[..., 0] > 120) & (front[..., 1] < 80) & (front[..., 2] < 80)
-    rows, columns = np.nonzero(red)
-    cube = np.array([columns.mean(), rows.mean()]) * 255 / 159
-    assert np.linalg.norm(samples[0].trace - cube, axis=1).min() < 20
+def colour_centre(look: Look, colour: str) -> np.ndarray:
+    """Middle of a cube's pixels in the front picture, in 0..255 across it."""
+    hsv = {"red": (0, 10), "yellow": (20, 35), "green": (45, 75), "blue": (105, 125)}[colour]
+    picture = cv2.cvtColor(look.frame.images[0], cv2.COLOR_RGB2HSV).astype(int)
+    seen = (picture[..., 0] >= hsv[0]) & (picture[..., 0] <= hsv[1]) & (picture[..., 1] > 150) & (picture[..., 2] > 80)
+    rows, columns = np.nonzero(seen)
+    return np.array([columns.mean() * 255 / 319, rows.mean() * 255 / 239])
+
+
+def test_looks_hold_what_the_policy_will_see_and_should_write(straight):
+    assert len(straight) > 6
+    for look in straight:
+        frame = look.frame
+        assert [image.shape for image in frame.images] == [(240, 320, 3)] * 2
+        assert frame.actions.shape == (8, 7) and np.all(np.isfinite(frame.actions))
+        assert np.linalg.norm(frame.actions[:, :3], axis=1).max() <= 0.0251
+        assert len(frame.traces) == 1 and 1 <= len(frame.traces[0]) <= 5
+        assert frame.instruction.startswith("pick up the ") and not frame.steered
+
+
+def test_a_trace_passes_the_cube_that_is_asked_for(straight):
+    look = straight[0]
+    cube = colour_centre(look, look.frame.instruction.split()[3])
+    assert np.linalg.norm(look.frame.traces[0] - cube, axis=1).min() < 20
+
+
+def test_a_steered_trace_leaves_the_cube_that_is_asked_for_alone(to_the_other_cube):
+    look = to_the_other_cube[0]
+    assert look.frame.steered
+    cube = colour_centre(look, look.frame.instruction.split()[3])
+    assert np.linalg.norm(look.frame.traces[0] - cube, axis=1).min() > 20
+
+
+def test_some_steered_frames_show_the_trace_as_it_was_drawn_at_the_start(to_the_other_cube):
+    first = [look.frame for look in to_the_other_cube if look.frame.episode == 100000]
+    same = [np.array_equal(frame.traces[0], first[0].traces[0]) for frame in first[1:]]
+    assert any(same) and not all(same)
+
+
+def test_an_episode_is_the_same_again(straight, tmp_path_factory):
+    again = looks_of(tmp_path_factory, tasks={"pick": 1.0}, steered={"other_cube": 0.0, "wandering": 0.0})
+    assert len(again) == len(straight)
+    assert all(np.array_equal(a.frame.actions, b.frame.actions) for a, b in zip(again, straight, strict=True))
+    assert all(np.array_equal(a.depth, b.depth) for a, b in zip(again, straight, strict=True))
 
 
 def test_a_finished_plan_is_filled_up_with_standing_still():
     step = Step(np.array([0.01, 0.0, 0.0]), np.zeros(3), 0)
     chunk = chunk_of([step], rows=3)
     assert chunk.tolist() == [pytest.approx([0.01, 0, 0, 0, 0, 0, 0]), [0.0] * 7, [0.0] * 7]
-
-
-def test_near_is_bright_in_the_depth_picture():
-    depth = np.full((48, 64), 1.0, np.float32)
-    depth[:, :32] = 0.4
-    picture = inverse_depth_picture(depth, 20)
-    assert picture[:, 0].min() == 255 and picture[:, -1].max() == 0
-
-
-def test_shards_give_back_what_was_written(samples, tmp_path):
-    write_shard(samples[:2], tmp_path / "shard_00000")
-    write_shard(samples[2:3], tmp_path / "shard_00001")
-    shards = SampleShards(tmp_path)
-    assert len(shards) == 3
-    assert np.array_equal(shards.get("pixels", 2), samples[2].pixels)
-    assert str(shards.get("instruction", 1)) == samples[1].instruction
-
-
-def test_missing_shards_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no shards"):
-        SampleShards(tmp_path / "nowhere")
