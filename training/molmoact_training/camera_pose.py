@@ -45,6 +45,10 @@ class CameraPose:
     position_sd: float
     rotation_sd: float
 
+    def points(self, positions: NDArray[np.float64], quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The points [n, 3] m that were clicked, of an end effector at positions [n, 3] m, quaternions [n, 4]."""
+        return positions + Rotation.from_quat(quaternions).apply(self.tool_offset)
+
 
 def find_camera(
     positions: NDArray[np.float64],
