@@ -19,7 +19,7 @@ from franka_sim.scripted_teleop import WANDERING, ScriptedTeleoperator, scene_of
 from molmoact_bringup.arguments import add_episode_arguments
 from molmoact_bringup.demo import NodeLog
 from molmoact_bringup.domain import check_names_are_free, choose_domain, private_domains
-from molmoact_bringup.errors import BringupError
+from molmoact_bringup.errors import BringupError, SystemFailure
 from molmoact_bringup.graph import RecordingDeployment, recording
 from molmoact_bringup.local import config_directory, dds_environment, start_locally
 from molmoact_bringup.operator import Operator
@@ -92,7 +92,11 @@ def record_episode(
         operator.stop_recording("failure", str(error))
         raise
     word = "success" if outcome.success else "failure"
-    name = operator.stop_recording(word, outcome.reason)
+    try:
+        name = operator.stop_recording(word, outcome.reason)
+    except SystemFailure as error:  # the recorder has ended the episode by itself, and keeps it as a failure
+        print(f"{index + 1:3}/{options.episodes} {task} seed {seed}: {error}", flush=True)
+        return False
     way = "another way" if wander else "the straight way"
     print(
         f"{index + 1:3}/{options.episodes} {name}  {task} seed {seed}, {way}: {word} in {outcome.duration_s:.1f} s: "
