@@ -11,6 +11,7 @@ from franka_bridge.parameters import BridgeParameters
 from franka_sim.parameters import SimulatorParameters
 from molmoact_policy.node import PolicyParameters
 from molmoact_ros.parameters import Declared, declarations
+from molmoact_training.evaluation.replay_node import ReplayParameters
 from teleop_recorder.parameters import RecorderParameters
 from teleop_recorder.teleop_node import DEVICES
 
@@ -21,6 +22,7 @@ NODES = {
     "franka_bridge": ("config/bridge.yaml", BridgeParameters),
     "franka_sim": ("config/sim.yaml", SimulatorParameters),
     "recorder": ("config/recorder.yaml", RecorderParameters),
+    "replay": ("config/replay.yaml", ReplayParameters),
     **{f"teleop_{name}": ("config/teleop.yaml", device.parameters) for name, device in DEVICES.items()},
 }
 GENERATED = "<!-- written by scripts/generate_reference.py; do not edit -->\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from molmoact_bringup.errors import ConfigurationError
-from molmoact_bringup.graph import Deployment, RecordingDeployment, recording, single_arm
+from molmoact_bringup.graph import Deployment, RecordingDeployment, ReplayDeployment, recording, replay, single_arm
 
 FILES = (
     "policy",
@@ -13,6 +13,7 @@ FILES = (
     "cameras",
     "embodiments",
     "recorder",
+    "replay",
     "teleop",
     "robots/sim",
     "robots/fr3",
@@ -114,6 +115,46 @@ def test_episodes_go_where_the_operator_stands(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorder = recording_nodes(config, "episodes:=takes", "use_sim_time:=true")["recorder"]
     assert recorder.parameters == {"directory": str(tmp_path / "takes"), "use_sim_time": True}
+
+
+def replay_nodes(config: Path, *arguments: str) -> dict:
+    return {node.name: node for node in replay(ReplayDeployment.from_arguments(arguments), config)}
+
+
+def test_replay_is_kept_apart_from_every_robot(config, tmp_path):
+    system = replay_nodes(config, f"bag:={tmp_path}")
+    assert set(system) == {"policy", "replay"}
+    for node in system.values():
+        assert node.namespace == "/replay"
+        assert all(target.startswith("/replay/") for _, target in node.remappings)
+    assert ("/clock", "/replay/clock") in system["policy"].remappings
+    assert not ReplayDeployment(bag=str(tmp_path)).reaches_a_robot
+    assert Deployment(robot="fr3", front_serial="1", wrist_serial="2").reaches_a_robot
+    assert not Deployment().reaches_a_robot
+
+
+def test_replay_ends_the_system_when_it_is_done_and_writes_where_the_operator_stands(config, tmp_path, monkeypatch):
+    (tmp_path / "bag").mkdir()
+    monkeypatch.chdir(tmp_path)
+    system = replay_nodes(config, "bag:=bag", "out:=results", "every:=5")
+    assert [node.name for node in system.values() if node.finishes] == ["replay"]
+    found = system["replay"].parameters
+    assert (found["bag"], found["out"], found["every"]) == (str(tmp_path / "bag"), str(tmp_path / "results"), 5)
+    assert found["checkpoint"] == system["policy"].parameters["checkpoint"] == "nano"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "argument 'bag': '' is no directory"),
+        (["bag:=/nowhere"], "argument 'bag': '/nowhere' is no directory"),
+        (["bag:=/tmp", "every:=0"], "argument 'every': '0' is not a whole number"),
+        (["bag:=/tmp", "robot:=fr3"], "argument 'robot': unknown, expected one of bag, checkpoint"),
+    ],
+)
+def test_wrong_arguments_of_a_replay_are_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ReplayDeployment.from_arguments(arguments)
 
 
 def test_missing_parameter_file_is_named(config):

@@ -72,6 +72,15 @@ def test_clean_exit_of_one_process_ends_the_system_too():
         assert system.wait(PATIENCE_S) == "policy exited with code 0"
 
 
+@pytest.mark.parametrize(("code", "finished"), [(0, "replay has finished"), (1, None)])
+def test_a_process_whose_work_has_an_end_finishes_the_system_only_when_it_ends_well(code, finished):
+    work = Command("replay", (sys.executable, "-c", f"raise SystemExit({code})"), finishes=True)
+    with Supervisor([python("policy", SLEEPER), work], Output()) as system:
+        failure = system.wait(PATIENCE_S)
+    assert system.finished == finished
+    assert failure == (None if finished else "replay exited with code 1")
+
+
 def test_killed_process_is_reported_with_its_signal():
     output = Output()
     with Supervisor([python("sim", SLEEPER)], output) as system:
