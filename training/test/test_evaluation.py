@@ -75,6 +75,31 @@ def test_every_metric_is_defined_and_no_other(dataset):
     assert computed == set(definitions())
 
 
+def test_every_metric_is_explained_where_people_look_for_it():
+    page = (Path(__file__).parents[2] / "docs/how-to/evaluate.md").read_text()
+    assert [name for name in definitions() if f"`{name}`" not in page] == []
+
+
+def test_two_arms_are_measured_apart_and_together():
+    frames = np.arange(10)
+    openings = np.stack([frames < 5, np.ones(10)], 1).astype(float)
+    recording = Recording("0", frames, openings, 0.1)
+    levels = thresholds([recording])
+    assert levels == [0.5, None]
+    recorded = np.zeros((3, 14))
+    recorded[:, 6], recorded[:, 13] = [1.0, 1.0, 0.0], 1.0
+    predicted = recorded.copy()
+    predicted[:, 7] += 0.01
+    predicted[:, 13] = 0.0  # of an arm whose gripper was not moved: an error, but no decision
+    bins = np.zeros((3, 14), int)
+    answer = Answer("0", 3, "", (9, 9), recorded, bins, predicted, bins)
+    found = estimates([sums_of([answer], recording, levels)], seed=0)
+    assert (found["l1/x_1"].value, found["l1/x_2"].value) == (0.0, pytest.approx(0.01))
+    assert found["l1/translation"].value == pytest.approx(0.01 / 6)
+    assert found["l1/gripper_2"].value == 1.0
+    assert found["gripper/f1"][:4:3] == (1.0, 2.0) and "gripper/f1_opening" not in found
+
+
 SHIFT = np.array([0.1, 0, 0, 0, 0, 0, 0])
 
 
