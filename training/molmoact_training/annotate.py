@@ -409,6 +409,8 @@ def _on_ray(work: Sequence[Work], address: str, jobs: int) -> Iterator[int]:
         while pending:
             done, pending = ray.wait(pending)
             yield from ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # without the other machine's traceback
     finally:
         ray.shutdown()
 

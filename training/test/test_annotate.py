@@ -12,13 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from molmoact_policy.actions import ActionStatistics
 from molmoact_policy.depth import DepthVQVAE
 from molmoact_training import annotate
-from molmoact_training.annotated_dataset import AnnotatedDataset, encode_image
+from molmoact_training.annotated_dataset import AnnotatedDataset, decode_image, encode_image
 from molmoact_training.annotation import action_chunks
+from molmoact_training.depth_estimation import DepthEstimator
 from molmoact_training.depth_pictures import picture_of_depth
 from molmoact_training.depth_vqvae import encode_pictures
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import DepthAnythingForDepthEstimation
 
 from .annotation_data import (
     CALIBRATION,
@@ -37,6 +42,7 @@ from .annotation_data import (
     two_arms,
     with_depth,
 )
+from .test_depth_estimation import tiny_config
 
 NOTHING = ("--depth", "none", "--trace", "none", "--jobs", "1")
 
@@ -396,6 +402,23 @@ def test_constant_dimensions_that_are_meant_are_made_exactly_so(place, tmp_path)
 # --- Other datasets, models and machines ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_the_same_bytes_on_a_ray_cluster(place, annotated, tmp_path):
+    out = tmp_path / "annotated"
+    assert annotate.main([str(place / "dataset"), "--out", str(out), *everything(place), "--ray", "local"]) == 0
+    assert digests(out) == digests(annotated)
+
+
+@pytest.mark.slow
+def test_an_error_on_a_ray_cluster_names_the_episode(place, tmp_path, capsys):
+    for name in ("take_0", "take_1"):
+        episodes.make_episode(tmp_path / "recordings" / name, seconds=1.0, edit=with_depth)
+    request = [*change(everything(place), "--recordings", str(tmp_path / "recordings")), "--ray", "local"]
+    assert annotate.main([str(place / "dataset"), "--out", str(tmp_path / "out"), *request]) == 1
+    complaint = capsys.readouterr().err
+    assert "molmoact annotate: episode take_" in complaint and "Traceback" not in complaint
+
+
 def v2_dataset(root: Path) -> Path:
     """v2.1, pictures in the rows, without anything of ours."""
     features = {"action": {"dtype": "float32", "shape": [7], "names": None}}
@@ -446,6 +469,59 @@ def test_a_dataset_of_others_is_annotated_by_the_conventions_that_are_named(tmp_
     assert episodes.number_of(result[13].images[1]) == 1
     assert result.embodiment.step_period == pytest.approx(0.2)
     assert result.statistics.key == "franka"
+
+
+def test_depth_is_estimated_from_the_first_camera(place, tmp_path):
+    torch.manual_seed(0)
+    DepthAnythingForDepthEstimation(tiny_config()).save_pretrained(tmp_path / "depth_anything")
+    request = [
+        "--depth",
+        "estimate",
+        "--vqvae",
+        str(place / "vqvae"),
+        "--depth-model",
+        str(tmp_path / "depth_anything"),
+    ]
+    out = tmp_path / "out"
+    assert annotate.main([str(v2_dataset(tmp_path / "dataset")), "--out", str(out), "--embodiment", "franka", *request,
+                          "--trace", "none", "--jobs", "1"]) == 0  # fmt: skip
+    result = AnnotatedDataset(out)
+    estimate = DepthEstimator.from_pretrained(tmp_path / "depth_anything")
+    pictures = [estimate(decode_image(encode_image(episodes.picture(number, SIZE, 0)))) for number in range(12)]
+    codes = encode_pictures(DepthVQVAE.from_pretrained(place / "vqvae"), np.stack(pictures))
+    assert np.array_equal([result[row].depth_codes for row in range(12)], codes)
+
+
+def test_a_directory_without_a_depth_model_is_named(place, tmp_path, capsys):
+    request = change(change(everything(place), "--recordings"), "--depth", "estimate")
+    request += ["--depth-model", str(place / "vqvae")]
+    assert annotate.main([str(place / "dataset"), "--out", str(tmp_path / "out"), *request]) == 2
+    assert "expected Depth-Anything-V2" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pointing_model(tmp_path, monkeypatch) -> Path:
+    """Points at the brightest pixel."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    path = shutil.copytree(Path(__file__).parent / "data/pointing_model", tmp_path / "pointing_model")
+    save_file({"unused": torch.zeros(1)}, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_model_points_at_the_gripper_in_the_first_camera(pointing_model, tmp_path):
+    dataset = v2_dataset(tmp_path / "dataset")
+    request = [str(dataset), "--out", str(tmp_path / "out"), "--embodiment", "franka", "--depth", "none"]
+    assert annotate.main([*request, "--trace", "pointing", "--pointing-model", str(pointing_model), "--jobs", "1"]) == 0
+    expected = []
+    for number in range(12):
+        image = decode_image(encode_image(episodes.picture(number, SIZE, 0)))
+        row, column = divmod(int(np.array(Image.fromarray(image).convert("L")).argmax()), SIZE[0])
+        expected.append([column * 255 / (SIZE[0] - 1), row * 255 / (SIZE[1] - 1)])
+    expected = np.array(expected)
+    result = AnnotatedDataset(tmp_path / "out")
+    assert np.abs(result[0].traces[0] - expected[[0, 2, 5, 8, 11]]).max() <= 0.5
+    assert np.abs(result[11].traces[0] - expected[[11]]).max() <= 0.5
+    assert len(np.unique(expected, axis=0)) > 1
 
 
 def test_positions_that_are_not_named_cannot_be_projected(place, tmp_path, capsys):
