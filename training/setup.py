@@ -18,6 +18,8 @@ setup(
         "console_scripts": ["replay = molmoact_training.evaluation.replay_node:main"],
         "molmoact.commands": [
             "annotate = molmoact_training.annotate:main",
+            "calibrate = molmoact_training.calibrate:main",
+            "depth-vqvae = molmoact_training.depth_command:main",
             "evaluate = molmoact_training.evaluation.command:main",
         ],
     },

@@ -108,7 +108,7 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def recorded_pictures(source: Path, camera: str, count: int) -> tuple[int, Iterator[NDArray[np.uint8]]]:
-    """At most how many, and the pictures uint8 [320, 320] of the depth camera, evenly over all recordings below `source`.
+    """At most how many, and the pictures uint8 [320, 320] of the depth camera, evenly over those in `source`.
 
     Raises DatasetError when no recording has any.
     """
@@ -202,10 +202,11 @@ def _write_pictures(pictures: Iterator[NDArray[np.uint8]], most: int, path: Path
 def _train(options: argparse.Namespace) -> int:
     settings = VQVAESettings() if options.config is None else _settings(options.config)
     pictures = _read_pictures(options.pictures)
-    held_out = min(len(pictures) - 1, max(1, round(HELD_OUT * len(pictures))))
+    held_out = max(1, round(HELD_OUT * len(pictures)))
+    trained_on = len(pictures) - held_out
     options.out.mkdir(parents=True, exist_ok=True)
-    vqvae = train_vqvae(pictures[:-held_out], settings, options.out, _device())
-    unseen = np.array(pictures[-held_out:])
+    vqvae = train_vqvae(pictures[:trained_on], settings, options.out, _device())
+    unseen = np.array(pictures[trained_on:])
     codes = encode_pictures(vqvae, unseen)
     numbers = {**report(vqvae, unseen, codes), "pictures": len(pictures), "held_out": held_out}
     (options.out / REPORT_FILE).write_text(json.dumps(numbers, indent=1), encoding="utf-8")
@@ -273,7 +274,7 @@ def _grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _coloured(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[100] -> RGB uint8 [200, 200, 3], a colour for each code."""
-    # An odd factor spreads neighbouring codes over the hues, each its own.
+    # OpenCV has 180 hues. A factor that shares no divisor with them gives every code its own, neighbours far apart.
     hues = (codes.astype(int) * 77 % 180).astype(np.uint8).reshape(10, 10)
     full = np.full_like(hues, 220)
     rgb = cv2.cvtColor(np.stack([hues, full, full], -1), cv2.COLOR_HSV2RGB)
@@ -287,7 +288,8 @@ def _image(picture: NDArray[np.uint8]) -> str:
 def _bars(uses: NDArray[np.int64]) -> str:
     heights = 80 * uses / max(int(uses.max()), 1)
     bars = "".join(
-        f"<rect x='{6 * code}' y='{80 - height:.1f}' width='5' height='{height:.1f}'><title>{code}: {use}</title></rect>"
+        f"<rect x='{6 * code}' y='{80 - height:.1f}' width='5' height='{height:.1f}'>"
+        f"<title>{code}: {use}</title></rect>"
         for code, (height, use) in enumerate(zip(heights, uses, strict=True))
     )
     return f"<svg width='{6 * len(uses)}' height='80' fill='#1f64be'>{bars}</svg>"
