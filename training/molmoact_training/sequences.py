@@ -161,10 +161,9 @@ def _spell(question: Question) -> tuple[str, NDArray[np.int64], NDArray[np.bool_
         text += literal
         if name is None:
             continue
-        field, kind = question.fields[name], FIELD_KINDS[name]
-        spans += [
-            (kind, len(text) + match.start(), len(text) + match.end()) for match in VARIABLE[kind].finditer(field)
-        ]
+        field, kind = question.fields[name], FIELD_KINDS.get(name, TEXT)
+        matches = VARIABLE[kind].finditer(field) if kind in VARIABLE else ()
+        spans += [(kind, len(text) + match.start(), len(text) + match.end()) for match in matches]
         text += field
     kinds = np.full(max(len(text), 1), TEXT, np.int64)
     for kind, start, end in spans:
@@ -218,16 +217,23 @@ def _images(processed: Sequence[Mapping[str, NDArray[Any]]], processor: Processo
             "image_masks": np.empty((0, patches), np.float32),
             "pooled_patches_idx": np.empty((0, np.prod(settings.pooling_size)), np.int64),
         }
-    images: list[NDArray[np.float32]] = []
-    masks: list[NDArray[np.float32]] = []
-    indices = []
+    joined = {name: tensor[0].numpy() for name, tensor in processor.join(list(processed)).items()}
+    images, masks, index = joined["images"], joined["image_masks"], joined["pooled_patches_idx"]
+    repeated = _repeated(processed)
+    places = np.cumsum(~repeated) - 1  # of each crop among those that are kept
+    patches = images.shape[1]
+    moved = places[index // patches] * patches + index % patches
+    return {
+        "images": images[~repeated],
+        "image_masks": masks[~repeated],
+        "pooled_patches_idx": np.where(index < 0, -1, moved),
+    }
+
+
+def _repeated(processed: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.bool_]:
+    """For each crop of all pictures, whether it equals the one before it: the grid of one crop does."""
+    flags = []
     for arrays in processed:
-        crops, index = arrays["images"], arrays["pooled_patches_idx"].astype(np.int64)
-        first, patches = len(images), crops.shape[1]
-        repeated = len(crops) == 2 and np.array_equal(crops[0], crops[1])
-        kept = 1 if repeated else len(crops)
-        images += list(crops[:kept])
-        masks += list(arrays["image_masks"][:kept])
-        filled = index % patches if repeated else index
-        indices.append(np.where(index < 0, -1, filled + first * patches))
-    return {"images": np.stack(images), "image_masks": np.stack(masks), "pooled_patches_idx": np.concatenate(indices)}
+        crops = arrays["images"]
+        flags += [False, *(len(crops) == 2 and np.array_equal(crops[0], crop) for crop in crops[1:])]
+    return np.array(flags)
