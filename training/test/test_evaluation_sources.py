@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from molmoact_policy.embodiment import Embodiment
 from molmoact_training.errors import DatasetError
+from molmoact_training.evaluation.command import main as evaluate
 from molmoact_training.evaluation.episode_source import EpisodeSettings, EpisodeSource
 from molmoact_training.evaluation.looks import Look, Source
 from molmoact_training.evaluation.sources import open_source
@@ -163,3 +165,15 @@ def test_unreadable_video_is_named(exported):
             open_source(exported, SETTINGS)
     finally:
         video.write_bytes(content)
+
+
+def test_command_gives_the_same_answers_however_many_processes_there_are(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the last bits of a sum may depend on it
+    found = []
+    for jobs in ("1", "2"):
+        out = tmp_path / jobs
+        assert evaluate(["nano", "--data", str(recorded), "--out", str(out), "--every", "40", "--jobs", jobs]) == 0
+        lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        found.append([{name: value for name, value in line.items() if name != "latency_s"} for line in lines])
+    assert found[0] == found[1]
+    assert [(line["episode"], line["frame"]) for line in found[0]] == [("a", 0), ("b", 0)]
