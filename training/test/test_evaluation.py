@@ -379,6 +379,10 @@ def test_command_names_what_is_not_there(dataset, tmp_path, capsys):
     assert run(capsys, "nano", "--data", dataset, "--out", tmp_path / "full")[1].endswith("or remove it\n")
     code, error = run(capsys, tmp_path, "--data", dataset, "--out", tmp_path / "out")
     assert code == 1 and str(tmp_path) in error
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    code, error = run(capsys, tmp_path / "other", "--data", dataset, "--out", tmp_path / "out")
+    assert code == 1 and "llama" in error
     assert run(capsys, "a", "b", "c", "--data", dataset, "--out", tmp_path / "out")[1].count("3 checkpoints") == 1
     assert "the same checkpoint twice" in run(capsys, "a", "a", "--data", dataset, "--out", tmp_path / "out")[1]
     assert not (tmp_path / "out").exists()

@@ -133,9 +133,13 @@ class ReplayNode(ManagedNode):
 
     def _replay(self, stop: threading.Event) -> None:
         self._wait(self._connected, self.p.start_timeout, "the policy node", stop)
-        answers = {name: self._replay_episode(name, frames, stop) for name, frames in self._work.items()}
-        if not stop.is_set():
-            self._finish(answers)
+        answers: dict[str, list[Answer]] = {}
+        for name, frames in self._work.items():
+            answers[name] = self._replay_episode(name, frames, stop)
+            if stop.is_set():
+                return
+            self.get_logger().info(f"episode {name}: {len(frames)} moments")
+        self._finish(answers)
 
     def _replay_episode(self, name: str, frames: list[int], stop: threading.Event) -> list[Answer]:
         """Fewer answers than frames when the node shall end."""
@@ -149,7 +153,6 @@ class ReplayNode(ManagedNode):
             if answer is None:
                 break
             answers.append(answer)
-        self.get_logger().info(f"episode {name}: {len(answers)} moments")
         return answers
 
     def _show(self, look: Look, stop: threading.Event) -> Answer | None:
