@@ -1,4 +1,4 @@
-"""How often a checkpoint does the simulator's tasks, without ROS: for ablations, where the whole graph would take hours.
+"""How often a checkpoint does the simulator's tasks, without ROS: for ablations; the whole graph takes hours.
 
 The policy sees what the node would show it, four rows of each chunk run from the measured pose, the arm comes to rest,
 and it looks again. Campaigns: `instruction` (the scene's own words), `reworded` (other words for the same), `trace`
