@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _annotate(plan, options)
     except (TrainingError, PolicyError, OSError) as error:
         print(f"molmoact annotate: {error}\nWhat is finished is kept for the next attempt.", file=sys.stderr)
+        return BAD
+    except BrokenExecutor:
+        print("molmoact annotate: a process was killed: fewer --jobs need less memory", file=sys.stderr)
         return BAD
     except KeyboardInterrupt:
         return BAD
@@ -247,7 +250,7 @@ def _without_noise(demonstrations: Demonstrations, allowed: bool) -> Demonstrati
     if not constant:
         return demonstrations
     if not allowed:
-        values = ", ".join(f"action[{dimension}] is always {value:.6g}" for dimension, value in constant.items())
+        values = ", ".join(f"action[{dimension}] is always {value:.3g}" for dimension, value in constant.items())
         raise DatasetError(f"{demonstrations.root}: {values}: if that is meant, say --allow-constant")
 
     def exact(actions: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -193,7 +193,7 @@ def _read_numbers(dataset: Dataset, numbers: Sequence[int]) -> dict[int, pa.Tabl
     columns += [STATE] if STATE in dataset.features else []
     files: dict[Path, list[int]] = {}
     for number in numbers:
-        files.setdefault(dataset.data_file(number), []).append(number)
+        files.setdefault(_data_file(dataset, number), []).append(number)
     found = {}
     for path, inside in files.items():
         try:
@@ -249,10 +249,20 @@ def _vectors(table: pa.Table, name: str, features: Mapping[str, Any], where: str
 
 
 def _film(dataset: Dataset, number: int, key: str) -> Film:
-    if dataset.features[key]["dtype"] == "video":
+    if dataset.features[key]["dtype"] == "image":
+        return Film(_data_file(dataset, number), key, 0.0, False)
+    try:
         path, begin = dataset.video(number, key)
-        return Film(path, key, begin, True)
-    return Film(dataset.data_file(number), key, 0.0, False)
+    except KeyError as error:
+        raise DatasetError(f"{dataset.root}: meta/episodes: episode {number}: there is no {error}") from error
+    return Film(path, key, begin, True)
+
+
+def _data_file(dataset: Dataset, number: int) -> Path:
+    try:
+        return dataset.data_file(number)
+    except KeyError as error:
+        raise DatasetError(f"{dataset.root}: meta/episodes: episode {number}: there is no {error}") from error
 
 
 def _check_pictures(demonstrations: Demonstrations) -> None:
@@ -260,15 +270,12 @@ def _check_pictures(demonstrations: Demonstrations) -> None:
     ends: dict[Path, float] = {}
     for episode in demonstrations.episodes:
         for it in episode.films:
-            end = it.begin + float(episode.times[-1])
             if it.is_video:
-                ends[it.path] = max(ends.get(it.path, 0.0), end)
-            elif it.path not in ends:
-                ends[it.path] = end
-                next(read_pictures(episode, demonstrations.fps))
+                ends[it.path] = max(ends.get(it.path, 0.0), it.begin + float(episode.times[-1]))
+        if not all(it.is_video for it in episode.films):
+            next(read_pictures(episode, demonstrations.fps))
     for path, end in ends.items():
-        if path.suffix != ".parquet":
-            _check_video(path, end, 0.5 / demonstrations.fps)
+        _check_video(path, end, 0.5 / demonstrations.fps)
 
 
 def _check_video(path: Path, end: float, tolerance: float) -> None:
