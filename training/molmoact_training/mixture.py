@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from molmoact_policy.embodiment import ROW
+from molmoact_policy.errors import CheckpointError, EmbodimentError
 from molmoact_policy.processor import Processor
 from numpy.typing import NDArray
 
@@ -45,7 +46,8 @@ class Mixture:
         """Opens and checks every dataset of the preset.
 
         Raises PresetError when a dataset's place is not known, and DatasetError naming the dataset and what is wrong
-        with it: not readable, another number of arms than the others, nothing annotated that the preset asks for.
+        with it: not readable, actions or instructions that cannot be learned, nothing annotated that the preset asks
+        for, statistics that differ under the same key.
         """
         self.preset = preset
         self.processor = processor
@@ -139,12 +141,27 @@ class Mixture:
     def _open(self, name: str, *, questions: bool) -> AnnotatedDataset | QuestionAnswers:
         if name not in self._opened:
             path = self.preset.data[name]
-            self._opened[name] = QuestionAnswers(path) if questions else _checked(name, path)
+            opened = QuestionAnswers(path) if questions else _checked(name, path)
+            if isinstance(opened, AnnotatedDataset):
+                self._check_key(name, opened)
+            self._opened[name] = opened
         return self._opened[name]
+
+    def _check_key(self, name: str, dataset: AnnotatedDataset) -> None:
+        """The checkpoint holds one entry for each key, so datasets that share one must share its statistics."""
+        key = dataset.statistics.key
+        if self.norm_stats.get(key, dataset.norm_stats[key])["action"] != dataset.norm_stats[key]["action"]:
+            raise DatasetError(
+                f"{name}: {dataset.directory}: statistics of {key!r} differ from those of another dataset in the "
+                "mixture; annotate it under another key"
+            )
 
 
 def _checked(name: str, path: Path) -> AnnotatedDataset:
-    dataset = AnnotatedDataset(path)
+    try:
+        dataset = AnnotatedDataset(path)
+    except (CheckpointError, EmbodimentError) as error:
+        raise DatasetError(f"{name}: {path}: {error}") from error
     statistics = dataset.statistics
     if statistics.dimensions % ROW:
         raise DatasetError(f"{name}: {path}: actions of {statistics.dimensions} values, expected {ROW} per arm")
