@@ -373,6 +373,18 @@ def test_other_recordings_than_the_dataset_is_of_are_found_out(place, tmp_path, 
     assert "is not what frame" in capsys.readouterr().err
 
 
+def test_a_picture_damaged_within_a_video_is_named_and_what_is_finished_kept(place, tmp_path, capsys):
+    dataset = shutil.copytree(place / "dataset", tmp_path / "dataset")
+    data = bytearray(video(dataset).read_bytes())
+    late = int(0.8 * len(data))
+    data[late : late + 100] = np.random.default_rng(0).integers(0, 256, 100, np.uint8).tobytes()
+    video(dataset).write_bytes(data)
+    assert annotate.main([str(dataset), "--out", str(tmp_path / "out"), *NOTHING]) == 1
+    complaint = capsys.readouterr().err
+    assert "observation.images.wrist/chunk-000/file-000.mp4: " in complaint and "episode 1" in complaint
+    assert sorted(path.name for path in (tmp_path / "out").glob("frames-*.arrow")) == ["frames-00000.arrow"]
+
+
 def test_a_disk_that_is_too_small_is_named(place, tmp_path, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 5000, 5000))

@@ -259,7 +259,7 @@ def _poses(state: NDArray[np.float64], meaning: DatasetMapping) -> tuple[NDArray
 def film(path: Path, begin: float, times: Sequence[float], fps: float) -> Iterator[NDArray[np.uint8]]:
     """For every time (s after `begin`, ascending) the picture of the video, uint8 RGB [H, W, 3].
 
-    Raises EpisodeError naming the file when it is not readable or has no picture within half a period of a time.
+    Raises EpisodeError naming the file when it is not readable, or has no whole picture within half a period of a time.
     """
     try:
         with av.open(str(path)) as container:
@@ -273,6 +273,8 @@ def film(path: Path, begin: float, times: Sequence[float], fps: float) -> Iterat
                     frame = next(frames, None)
                 if frame is None or (frame.time or 0.0) > begin + time + 0.5 / fps:
                     raise EpisodeError(f"{path}: there is no picture at {begin + time:.3f} s")
+                if frame.is_corrupt:  # the decoder made something up
+                    raise EpisodeError(f"{path}: the picture at {begin + time:.3f} s is damaged")
                 yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     except (av.FFmpegError, OSError, IndexError) as error:
         raise EpisodeError(f"{path}: not readable: {error}") from error
