@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
+
 from molmoact_bringup.errors import ConfigurationError
 
 EMBEDDED_CHECKPOINT = "nano"
 REPLAY_NAMESPACE = "/replay"
 NO_DEVICE = "none"
+DEPTH_TOPIC = "camera/front/aligned_depth_to_color/image_raw"  # as it comes: a PNG of it takes the recorder 10 ms
 TELEOP_DEVICES = (NO_DEVICE, "gamepad", "spacemouse", "leader")
 
 ParameterValue = bool | int | float | str | list[str]
@@ -133,6 +136,7 @@ class RecordingDeployment(RobotArguments):
         TELEOP_DEVICES,
     )
     episodes: str = _argument("episodes", "directory of the recorded episodes")
+    depth: str = _argument("false", "record the front camera's depth, too: for depth tokens", ("false", "true"))
 
 
 @dataclass(frozen=True)
@@ -187,12 +191,16 @@ def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, 
     Raises:
         ConfigurationError: a parameter file is missing.
     """
+    settings = _parameter_file(config, "recorder.yaml")
+    parameters: dict[str, ParameterValue] = {"directory": str(Path(deployment.episodes).expanduser().resolve())}
+    if deployment.depth == "true":
+        parameters["topics"] = [*_recorded_topics(settings), DEPTH_TOPIC]
     recorder = NodeSpec(
         package="teleop_recorder",
         executable="recorder",
         name="recorder",
-        parameter_files=(_parameter_file(config, "recorder.yaml"),),
-        parameters={"directory": str(Path(deployment.episodes).expanduser().resolve())},
+        parameter_files=(settings,),
+        parameters=parameters,
     )
     nodes = *_robot(deployment, config), _on_its_clock(recorder, deployment)
     if deployment.device == NO_DEVICE:
@@ -204,6 +212,10 @@ def recording(deployment: RecordingDeployment, config: Path) -> tuple[NodeSpec, 
         parameter_files=(_parameter_file(config, "teleop.yaml"),),
     )
     return *nodes, _on_its_clock(teleop, deployment)
+
+
+def _recorded_topics(settings: Path) -> list[str]:
+    return list(yaml.safe_load(settings.read_text(encoding="utf-8"))["recorder"]["ros__parameters"]["topics"])
 
 
 def replay(deployment: ReplayDeployment, config: Path) -> tuple[NodeSpec, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
@@ -53,7 +54,7 @@ def launch_node(spec: NodeSpec) -> Node:
         # Without a type, launch_ros would read a serial number of digits as an integer.
         parameters=[
             *(str(file) for file in spec.parameter_files),
-            {name: ParameterValue(value, value_type=type(value)) for name, value in spec.parameters.items()},
+            {name: ParameterValue(value, value_type=_type_of(value)) for name, value in spec.parameters.items()},
         ],
         remappings=list(spec.remappings),
         output="both",
@@ -72,3 +73,8 @@ def end_in_good_order(event: ProcessExited, context: LaunchContext) -> list[Shut
     if event.returncode != 0:
         end_the_system(event, context)
     return [Shutdown(reason=f"{event.process_name} has finished")]
+
+
+def _type_of(value: object) -> Any:
+    # launch compares with this object, which is not equal to list[str].
+    return typing.List[str] if isinstance(value, list) else type(value)  # noqa: UP006

@@ -35,6 +35,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_episode_arguments(parser, episodes=20, seed=1, timeout_s=40.0)
     parser.add_argument("--wander", choices=WANDERING, default="half", help="who goes other ways (default: half)")
+    parser.add_argument("--depth", action="store_true", help="record the front camera's depth, too")
     parser.add_argument("--out", type=Path, default=Path("episodes"), help="of the episodes (default: episodes)")
     return parser.parse_args(arguments)
 
@@ -59,7 +60,8 @@ def record(options: argparse.Namespace) -> None:
     """Bring the system up, record every episode, and take it down again."""
     config = config_directory()
     options.out.mkdir(parents=True, exist_ok=True)
-    nodes = recording(RecordingDeployment(episodes=str(options.out), use_sim_time="true"), config)
+    depth = "true" if options.depth else "false"
+    nodes = recording(RecordingDeployment(episodes=str(options.out), use_sim_time="true", depth=depth), config)
     domain = choose_domain(os.environ, private_domains())
     environment = dds_environment(config, domain, simulated=True)
     os.environ.update(environment)

@@ -117,6 +117,13 @@ def test_episodes_go_where_the_operator_stands(config, tmp_path, monkeypatch):
     assert recorder.parameters == {"directory": str(tmp_path / "takes"), "use_sim_time": True}
 
 
+def test_depth_is_recorded_beside_everything_else(config):
+    (config / "recorder.yaml").write_text("recorder: {ros__parameters: {topics: [joint_states 15 Hz, task]}}")
+    assert "topics" not in recording_nodes(config)["recorder"].parameters
+    topics = recording_nodes(config, "depth:=true")["recorder"].parameters["topics"]
+    assert topics == ["joint_states 15 Hz", "task", "camera/front/aligned_depth_to_color/image_raw"]
+
+
 def replay_nodes(config: Path, *arguments: str) -> dict:
     return {node.name: node for node in replay(ReplayDeployment.from_arguments(arguments), config)}
 
