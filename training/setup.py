@@ -8,7 +8,7 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/molmoact_training"]),
         ("share/molmoact_training", ["package.xml"]),
     ],
-    install_requires=["setuptools", "numpy", "pillow", "pydantic", "pyyaml", "scipy", "tokenizers", "torch", "transformers"],
+    install_requires=["setuptools", "accelerate", "numpy", "peft", "pillow", "pydantic", "pyyaml", "safetensors", "scipy", "tokenizers", "torch", "transformers"],
     zip_safe=True,
     maintainer="MolmoAct ROS maintainers",
     maintainer_email="maintainers@molmoact-ros.org",
@@ -21,6 +21,8 @@ setup(
             "calibrate = molmoact_training.calibrate:main",
             "depth-vqvae = molmoact_training.depth_command:main",
             "evaluate = molmoact_training.evaluation.command:main",
+            "merge = molmoact_training.merging:main",
+            "train = molmoact_training.train:main",
         ],
     },
 )
