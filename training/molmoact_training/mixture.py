@@ -30,7 +30,7 @@ VALIDATION_STEP = -1 % 2**63  # draws that no training step makes
 
 @dataclass(frozen=True)
 class Source:
-    """What is drawn from as one: the frames of a dataset that can become samples of `kinds`, or the pairs of a file."""
+    """What is drawn from as one: frames that can become samples of `kinds`, or groups of question-answer pairs."""
 
     name: str
     dataset: AnnotatedDataset | QuestionAnswers
@@ -106,27 +106,43 @@ class Mixture:
 
     def _draw(self, source: Source, row: int, rng: np.random.Generator, *, train: bool) -> Sample:
         if isinstance(source.dataset, QuestionAnswers):
-            pictures, question, answer = source.dataset[row]
-            name = f"{source.name}: pair {row}"
-            questions = [Question(question, "{answer}", {"answer": answer})]
-        else:
-            assert source.kinds is not None
-            frame = source.dataset[row]
-            kind = _choose_kind(frame, source.kinds, rng)
-            name = f"{source.name}: episode {frame.episode}, frame {frame.frame} ({kind})"
-            pictures = pictures_of(frame, kind)
-            questions = [self.writer.question(frame, kind, source.dataset.statistics)]
-        if train and self.preset.augmentation is not None:
-            pictures = [augment(picture, self.preset.augmentation, rng) for picture in pictures]
-        sample = self.writer.sample(name, pictures, [self.writer.message(question) for question in questions])
+            return self._ask(source, source.dataset, row, rng, train=train)
+        assert source.kinds is not None
+        frame = source.dataset[row]
+        kind = _choose_kind(frame, source.kinds, rng)
+        name = f"{source.name}: episode {frame.episode}, frame {frame.frame} ({kind})"
+        pictures = pictures_of(frame, kind)
+        if train:
+            pictures = self._augmented(pictures, rng)
+        message = self.writer.message(self.writer.question(frame, kind, source.dataset.statistics))
+        sample = self.writer.sample(name, pictures, [message])
         if train and self.preset.history_dropout is not None:
             sample = self.writer.hide_history(sample, self.preset.history_dropout, rng)
         return sample
 
+    def _ask(
+        self, source: Source, questions: QuestionAnswers, group: int, rng: np.random.Generator, *, train: bool
+    ) -> Sample:
+        """The pairs about the same pictures in random order, as many as the sequence length takes."""
+        pairs = rng.permutation(questions.groups[group]).tolist()
+        pictures = questions[pairs[0]].images
+        if train:
+            pictures = self._augmented(pictures, rng)
+        texts = [questions.text(pair) for pair in pairs]
+        messages = [
+            self.writer.message(Question(question, "{answer}", {"answer": answer})) for question, answer in texts
+        ]
+        return self.writer.sample(f"{source.name}: pair {pairs[0]}", pictures, messages[:1], extra=messages[1:])
+
+    def _augmented(self, pictures: list[NDArray[np.uint8]], rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+        if self.preset.augmentation is None:
+            return pictures
+        return [augment(picture, self.preset.augmentation, rng) for picture in pictures]
+
     def _source(self, name: str, group: Group) -> Source:
         dataset = self._open(name, questions=name in group.questions)
         if isinstance(dataset, QuestionAnswers):
-            return Source(name, dataset, None, np.arange(len(dataset)), np.arange(0))
+            return Source(name, dataset, None, np.arange(len(dataset.groups)), np.arange(0))
         assert group.kinds is not None
         usable = _usable(dataset, group.kinds)
         if not usable.any():

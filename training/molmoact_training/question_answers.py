@@ -52,8 +52,17 @@ class QuestionAnswers:
         if not self._pairs:
             raise DatasetError(f"{self.path}: has no question-answer pairs, expected one JSON object in a line")
 
+        together: dict[Any, list[int]] = {}
+        for index, pair in enumerate(self._pairs):
+            together.setdefault(pair.images or index, []).append(index)
+        self.groups = list(together.values())  # pairs that show the same images, which training shows once
+
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def text(self, index: int) -> tuple[str, str]:
+        """Question and answer of a pair, without decoding its images."""
+        return self._pairs[index].question, self._pairs[index].answer
 
     def __getitem__(self, index: int) -> QuestionAnswer:
         """Raises DatasetError naming an image that cannot be decoded, although its header could be read."""

@@ -65,6 +65,10 @@ class Message:
     kinds: NDArray[np.int64]
     weights: NDArray[np.float32]
 
+    def __len__(self) -> int:
+        """Tokens that are read; the last one of the reply is only said."""
+        return len(self.prompt) + len(self.reply) - 1
+
 
 class SequenceWriter:
     """Writes samples for one checkpoint's processor as a preset wants them."""
@@ -95,19 +99,23 @@ class SequenceWriter:
     def message(self, question: Question) -> Message:
         """The question in tokens, with kind and weight of every token of the answer."""
         text, kinds, first_row = _spell(question)
-        ids, ends = self.processor.reply_tokens(text)
-        last = np.maximum(np.array(ends) - 1, 0)  # the character that says what a token is about
-        token_kinds = kinds[last]
-        token_kinds[-1] = TEXT  # EOS
+        ids, spans = self.processor.reply_tokens(text)
+        # A token may hold the end of a value and the comma after it: it is of the value's kind.
+        token_kinds = np.max([kind * _touches(spans, kinds == kind) for kind in VARIABLE], axis=0)
         settings = self.preset.loss.weights
         by_kind = np.array([getattr(settings, name) for name in KIND_NAMES], np.float32)
-        factor = np.where(first_row[last] & (token_kinds == ACTION), np.float32(settings.first_row), np.float32(1))
-        return Message(
-            self._prompt_ids(question.prompt), np.array(ids, np.int64), token_kinds, by_kind[token_kinds] * factor
-        )
+        weights = by_kind[token_kinds]
+        weights[_touches(spans, first_row & (kinds == ACTION))] *= np.float32(settings.first_row)
+        return Message(self._prompt_ids(question.prompt), np.array(ids, np.int64), token_kinds, weights)
 
-    def sample(self, name: str, pictures: Sequence[NDArray[np.uint8]], messages: Sequence[Message]) -> Sample:
-        """Pictures, then the messages, each of which sees the pictures and itself.
+    def sample(
+        self,
+        name: str,
+        pictures: Sequence[NDArray[np.uint8]],
+        messages: Sequence[Message],
+        extra: Sequence[Message] = (),
+    ) -> Sample:
+        """Pictures, then the messages, each of which sees the pictures and itself; then `extra` ones while they fit.
 
         Every message's tokens count 1 / sqrt(messages), as in the release. Raises DatasetError, with the name, for a
         sample that is longer than the preset's sequence_length: nothing of it is cut.
@@ -115,12 +123,14 @@ class SequenceWriter:
         numbered = len(pictures) > 1
         processed = [self.processor.image_processor(picture, multi_image=numbered) for picture in pictures]
         prefix = np.array(self.processor.image_prefix(processed, numbered=numbered), np.int64)
-        length = len(prefix) + sum(len(message.prompt) + len(message.reply) - 1 for message in messages)
         limit = self.preset.sequence_length
+        length = len(prefix) + sum(len(message) for message in messages)
         if length > limit:
             raise DatasetError(
                 f"{name}: {length} tokens ({len(prefix)} of {len(pictures)} images), sequence_length is {limit}"
             )
+        lengths = length + np.cumsum([len(message) for message in extra])
+        messages = [*messages, *extra[: int((lengths <= limit).sum())]]
         return Sample(name=name, **_sequence(prefix, messages), **_images(processed, self.processor))
 
     def hide_history(self, sample: Sample, settings: HistoryDropout, rng: np.random.Generator) -> Sample:
@@ -165,7 +175,7 @@ def _spell(question: Question) -> tuple[str, NDArray[np.int64], NDArray[np.bool_
         matches = VARIABLE[kind].finditer(field) if kind in VARIABLE else ()
         spans += [(kind, len(text) + match.start(), len(text) + match.end()) for match in matches]
         text += field
-    kinds = np.full(max(len(text), 1), TEXT, np.int64)
+    kinds = np.full(len(text), TEXT, np.int64)
     for kind, start, end in spans:
         kinds[start:end] = kind
     first_row = np.zeros(len(kinds), np.bool_)
@@ -173,6 +183,13 @@ def _spell(question: Question) -> tuple[str, NDArray[np.int64], NDArray[np.bool_
     if actions:
         first_row[actions[0] : text.index("]", actions[0])] = True
     return text, kinds, first_row
+
+
+def _touches(spans: Sequence[tuple[int, int]], characters: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which spans [start, end) hold one of the characters that are marked."""
+    before = np.concatenate([[0], np.cumsum(characters)])
+    starts, ends = np.array(spans).T
+    return before[ends] > before[starts]
 
 
 def _sequence(prefix: NDArray[np.int64], messages: Sequence[Message]) -> dict[str, Any]:

@@ -184,6 +184,23 @@ def test_questions_about_pictures_are_mixed_in(processor, dataset, tmp_path) -> 
     assert len(source.batch(0, 0, 20)) == 20
 
 
+def test_questions_about_one_picture_share_it_in_random_order_as_far_as_they_fit(processor, tmp_path) -> None:
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    lines = [{"images": ["a.png"], "question": "Which?", "answer": str(number)} for number in range(100, 105)]
+    (tmp_path / "web.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    group = Group(rate=1, questions=("web",))
+    source = mixture(processor, {"web": tmp_path / "web.jsonl"}, group)
+    samples = [source.sample(0, index) for index in range(10)]
+    assert {s.segment_ids[s.segment_ids < 1000].max() for s in samples} == {4}
+    assert len({tuple(s.targets.tolist()) for s in samples}) > 5
+    length = len(samples[0].input_ids)
+    assert source.batch(0, 0, 2).segment_ids is not None
+    short = mixture(processor, {"web": tmp_path / "web.jsonl"}, group, sequence_length=length - 1)
+    assert short.sample(0, 0).segment_ids[-1] == 3
+    with pytest.raises(DatasetError, match="web: pair"):
+        mixture(processor, {"web": tmp_path / "web.jsonl"}, group, sequence_length=20).sample(0, 0)
+
+
 def test_statistics_of_all_datasets_go_into_the_checkpoint(processor, dataset, tmp_path) -> None:
     other = write_dataset(tmp_path / "other", frames(4), key="other")
     group = Group(rate=1, frames=("a", "b"), kinds=Kinds(reasoning=1))

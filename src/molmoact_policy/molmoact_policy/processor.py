@@ -100,11 +100,11 @@ class Processor:
         """The ids training puts after the prompt: one space, the reply, EOS."""
         return self.reply_tokens(reply)[0]
 
-    def reply_tokens(self, reply: str) -> tuple[list[int], list[int]]:
-        """`encode_reply`, and for each id how many characters of the reply it and those before it spell."""
+    def reply_tokens(self, reply: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode_reply`, and for each id which characters [start, end) of the reply it spells; EOS spells none."""
         encoded = self.tokenizer(" " + reply, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [max(end - 1, 0) for _, end in encoded["offset_mapping"]]
-        return [*encoded["input_ids"], self.eos_id], [*ends, len(reply)]
+        spans = [(max(start - 1, 0), end - 1) for start, end in encoded["offset_mapping"]]
+        return [*encoded["input_ids"], self.eos_id], [*spans, (len(reply), len(reply))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; depth tokens are ordinary tokens and stay, EOS and padding go."""
