@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from molmoact_training.calibration import CameraCalibration, Intrinsics
 from molmoact_training.errors import DatasetError
+from molmoact_training.simulator_calibration import simulator_calibration
 from scipy.spatial.transform import Rotation
 
 SCENE = Path(__file__).resolve().parents[2] / "config/scenes/tabletop.yaml"
@@ -104,17 +105,12 @@ def test_in_a_resized_picture_a_point_keeps_its_place(point, size):
 
 
 def test_it_projects_as_the_simulated_camera_does():
-    simulation = Simulation(SceneConfig.load(SCENE))
-    simulation.reset("pick:red", 0)
+    scene = SceneConfig.load(SCENE)
+    simulation = Simulation(scene)
+    simulation.reset("place", 3)
     data = simulation.copy_data()
     camera = RgbdCamera(simulation.model, "front", 640, 480)
-    position, rotation = camera.pose(data)
-    k = camera.intrinsics
-    calibration = CameraCalibration(
-        Intrinsics(k.width, k.height, k.fx, k.fy, k.cx, k.cy),
-        tuple(position.tolist()),
-        tuple(Rotation.from_matrix(rotation).as_quat().tolist()),
-    )
+    calibration = simulator_calibration(scene, "front")
     points = np.random.default_rng(0).uniform([0.3, -0.3, 0.0], [0.7, 0.3, 0.5], (20, 3))
     expected = [camera.project(point, data) for point in points]
     np.testing.assert_allclose(calibration.project(points), expected, atol=1e-6)
