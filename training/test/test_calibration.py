@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from molmoact_training.calibration import CameraCalibration, Intrinsics
 from molmoact_training.errors import DatasetError
 from molmoact_training.simulator_calibration import simulator_calibration
-from scipy.spatial.transform import Rotation
 
 SCENE = Path(__file__).resolve().parents[2] / "config/scenes/tabletop.yaml"
 INTRINSICS = Intrinsics(640, 480, 600.0, 610.0, 320.5, 239.5, (0.1, -0.05, 0.001, 0.002, 0.0))
