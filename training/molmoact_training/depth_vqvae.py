@@ -5,7 +5,6 @@ The pictures are those of `molmoact_training.depth_pictures`, from a depth camer
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -17,14 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from molmoact_policy.depth import DepthVQVAE
 from numpy.typing import NDArray
 from torch import Tensor
 
 from molmoact_training.depth_pictures import PICTURE_SIZE
 from molmoact_training.errors import DatasetError, PresetError, TrainingError
-from molmoact_training.samples import SampleShards
 
 CODES = 128  # of the vocabulary: <DEPTH_0> .. <DEPTH_127>
 EPOCHS = 20  # of the paper
@@ -255,25 +252,3 @@ def _save_whole(vqvae: DepthVQVAE, directory: Path) -> None:
     for path in sorted(partial.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
         os.replace(path, directory / path.name)
     shutil.rmtree(partial)
-
-
-def main() -> None:
-    """The step of scripts/train_nano.sh: trains on the pictures of samples, and writes their codes beside them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
-    parser.add_argument("--samples", type=Path, required=True, help="shards of molmoact_training.demonstrations")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the trained VQVAE; kept when it is there")
-    arguments = parser.parse_args()
-    section = yaml.safe_load(arguments.config.read_text())["depth_vqvae"]
-    pictures = SampleShards(arguments.samples).all("depth")
-    if (arguments.out / WEIGHTS_FILE).exists():
-        vqvae = DepthVQVAE.from_pretrained(arguments.out)
-    else:
-        vqvae = train_vqvae(pictures, VQVAESettings.from_dict(section), arguments.out)
-    codes = encode_pictures(vqvae, pictures)
-    np.save(arguments.samples / "depth_codes.npy", codes)
-    print_json(report(vqvae, pictures, codes))
-
-
-if __name__ == "__main__":
-    main()
