@@ -61,6 +61,7 @@ def merge(
         vqvae = base / DEPTH_DIRECTORY
     model = merged_model(run, settings, base, step, dtype)
     model.config.norm_stats = json.loads((run / STATISTICS_FILE).read_text(encoding="utf-8"))
+    model.config.action_encoding = settings["preset"]["action_encoding"]
     model.save_pretrained(out)
     Processor.from_pretrained(base).save_pretrained(out)
     for name in (STATISTICS_FILE, EMBODIMENT_FILE):

@@ -50,7 +50,6 @@ class Mixture:
         for, statistics that differ under the same key.
         """
         self.preset = preset
-        self.processor = processor
         self.writer = SequenceWriter(preset, processor)
         missing = [name for name in preset.dataset_names if name not in preset.data]
         if missing:
@@ -102,7 +101,7 @@ class Mixture:
             yield self._collate(samples)
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
-        return collate(samples, self.processor.pad_id)
+        return collate(samples, self.writer.processor.pad_id)
 
     def _draw(self, source: Source, row: int, rng: np.random.Generator, *, train: bool) -> Sample:
         if isinstance(source.dataset, QuestionAnswers):

@@ -7,7 +7,6 @@ release's training code (fp32 softmax, z-loss 1e-4, answer tokens only); the res
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from molmoact_policy.actions import SYMBOLS
@@ -41,10 +40,13 @@ class Objective:
         """Raises PresetError when soft labels are asked for and bins are not single tokens of the processor's."""
         self.model = model
         self.settings = preset.loss
-        self.bins = _bins(processor)
+        self.bins = _bins(processor.with_action_encoding(preset.action_encoding))
         soft = preset.loss.soft_labels
         if soft is not None and set(self.bins) != {ACTION, TRACE}:
-            raise PresetError("loss.soft_labels: expected a tokenizer in which every bin and coordinate is one token")
+            raise PresetError(
+                f"preset {preset.name}: loss.soft_labels: expected a tokenizer in which every bin and every coordinate "
+                "is one token"
+            )
         self.soft = {} if soft is None else {ACTION: soft_labels(soft.action), TRACE: soft_labels(soft.trace)}
 
     def __call__(self, batch: Batch) -> LossSums:
@@ -108,10 +110,15 @@ def soft_labels(width: float, bins: int = len(SYMBOLS)) -> Tensor:
 
 def _bins(processor: Processor) -> dict[int, Tensor]:
     """For the kinds whose values are one token each: ids by value."""
-    vocabulary: dict[str, Any] = processor.tokenizer.get_vocab()
-    spelled = {ACTION: list(SYMBOLS), TRACE: [str(number) for number in range(COORDINATES)]}
-    return {
-        kind: torch.tensor([vocabulary[text] for text in texts])
-        for kind, texts in spelled.items()
-        if all(processor.tokenizer.encode(text, add_special_tokens=False) == [vocabulary.get(text)] for text in texts)
-    }
+    vocabulary = processor.tokenizer.get_vocab()
+
+    def is_token(text: str) -> bool:
+        return processor.tokenizer.encode(text, add_special_tokens=False) == [vocabulary.get(text)]
+
+    numbers = [str(number) for number in range(COORDINATES)]
+    bins = {}
+    if processor.action_encoding == "token" or all(map(is_token, SYMBOLS)):
+        bins[ACTION] = torch.tensor([vocabulary[symbol] for symbol in SYMBOLS])
+    if all(map(is_token, numbers)):
+        bins[TRACE] = torch.tensor([vocabulary[number] for number in numbers])
+    return bins

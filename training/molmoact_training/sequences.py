@@ -74,8 +74,9 @@ class SequenceWriter:
     """Writes samples for one checkpoint's processor as a preset wants them."""
 
     def __init__(self, preset: Preset, processor: Processor) -> None:
+        """Raises CheckpointError when the tokenizer cannot encode actions as the preset says."""
         self.preset = preset
-        self.processor = processor
+        self.processor = processor.with_action_encoding(preset.action_encoding)
         self.hidden_id = processor.tokenizer.convert_tokens_to_ids(HIDDEN_TOKEN)
         self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
 

@@ -10,11 +10,12 @@ import torch
 from molmoact_policy.actions import SYMBOLS, ActionStatistics, decode_bins, encode_bins, format_actions
 from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.prompts import format_depth, format_trace, reply_template
+from molmoact_policy.reply import parse_reply
 from molmoact_policy.trace import draw_trace
 from molmoact_training.annotated_dataset import Frame
 from molmoact_training.batches import ACTION, DEPTH, KIND_NAMES, TEXT, TRACE, Batch, Sample, collate
 from molmoact_training.errors import DatasetError
-from molmoact_training.presets import HistoryDropout, Preset
+from molmoact_training.presets import HistoryDropout, Loss, Preset, TokenWeights
 from molmoact_training.sequences import Question, SequenceWriter, pictures_of
 
 from .qwen_processor import POLICY_TESTS, released_processor, tiny_processor
@@ -169,6 +170,18 @@ def test_tokens_count_what_the_preset_says_and_the_first_row_more() -> None:
     row = format_actions(encode_bins(STATISTICS.normalise(look.actions))[0])
     assert without_frame(released_processor("d").tokenizer.decode(first)) == without_frame(row)
     assert set(sample.weights[actions].tolist()) == {8.0, 2.0}
+
+
+def test_actions_as_tokens_are_read_as_the_same_reply_and_count_the_same() -> None:
+    look = frame(arms=2)
+    preset = dataclasses.replace(PRESET, action_encoding="token", loss=Loss(z_loss=0, weights=TokenWeights(action=3)))
+    sample = written(look, "reasoning", TWO_ARMS, preset)
+    actions = (sample.weights > 0) & (sample.kinds == ACTION)
+    assert actions.sum() == 8 * 14
+    assert set(sample.weights[actions].tolist()) == {3.0}
+    said = released_processor("d").with_action_encoding("token").decode(sample.targets[sample.weights > 0].tolist())
+    expected = TWO_ARMS.unnormalise(decode_bins(encode_bins(TWO_ARMS.normalise(look.actions))))
+    np.testing.assert_allclose(parse_reply(said, TWO_ARMS, rows=8).actions, expected)
 
 
 def test_a_steering_sample_shows_the_traces_on_the_first_picture_and_answers_the_action_only() -> None:

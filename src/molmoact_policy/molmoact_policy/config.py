@@ -179,6 +179,7 @@ class MolmoActConfig(PretrainedConfig):
 
     `image_injection` and `use_pad_embed` make explicit what differs between the released codes (see Variant); the
     defaults are the released HF model's. `follow` sets both, and the precision of attention, to those of one code.
+    `action_encoding` is how the checkpoint was trained to write actions: see Processor.
     """
 
     model_type = "molmoact"
@@ -201,6 +202,7 @@ class MolmoActConfig(PretrainedConfig):
         tie_word_embeddings: bool = False,
         image_injection: str = "add",
         use_pad_embed: bool = False,
+        action_encoding: str = "text",
         **kwargs: Any,
     ) -> None:
         # Set before the base class looks at them (it hands the attention implementation down to the parts).
@@ -219,6 +221,7 @@ class MolmoActConfig(PretrainedConfig):
             raise ValueError(f"image_injection is {image_injection!r} (add, replace)")
         self.image_injection = image_injection
         self.use_pad_embed = use_pad_embed
+        self.action_encoding = action_encoding
 
     def follow(self, variant: str) -> None:
         """Compute as one of VARIANTS does. Raises ValueError for a name that is none."""

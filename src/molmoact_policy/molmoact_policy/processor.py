@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from molmoact_policy.checkpoint import locate, read_json
+from molmoact_policy.checkpoint import CONFIG, locate, read_json
 from molmoact_policy.errors import CheckpointError
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.prompts import chat
+from molmoact_policy.symbols import SYMBOLS
 
 Image: TypeAlias = NDArray[np.uint8]
 
@@ -23,15 +26,27 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 BPE_FILES = ("vocab.json", "merges.txt")
 QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+SEPARATOR = ", "
+# The longest first: some symbols begin with another.
+SYMBOL = re.compile("|".join(sorted(map(re.escape, SYMBOLS), key=len, reverse=True)))
 IMAGE_TOKENS = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
 
 
 class Processor:
-    """Sequence = BOS, image tokens, wrapped prompt. BOS is the tokenizer's own or, if it has none, its EOS."""
+    """Sequence = BOS, image tokens, wrapped prompt. BOS is the tokenizer's own or, if it has none, its EOS.
 
-    def __init__(self, image_processor: ImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+    action_encoding: "text", the release's way, spells an action symbol like any other text; "token" writes it as the
+    one token of that spelling, without the ", " between two: half the tokens of a reply. The text of a reply, to be
+    written or read, is the same for both.
+    """
+
+    def __init__(
+        self, image_processor: ImageProcessor, tokenizer: PreTrainedTokenizerBase, action_encoding: str = "text"
+    ) -> None:
+        """Raises CheckpointError when the tokenizer lacks a token that is needed."""
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.action_encoding = action_encoding
         self.eos_id = tokenizer.eos_token_id
         if self.eos_id is None:
             raise CheckpointError(f"the tokenizer has no eos_token, which {TOKENIZER_CONFIG} should name")
@@ -41,20 +56,38 @@ class Processor:
         missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
         if missing:
             raise CheckpointError(f"the tokenizer lacks {', '.join(missing)}")
+        self._symbol_of: dict[int, str] = {}  # by id, where a symbol is a token of its own
+        if action_encoding == "token":
+            lacking = sum(symbol not in vocabulary for symbol in SYMBOLS)
+            if lacking:
+                raise CheckpointError(
+                    f"action_encoding is 'token', but {lacking} of the {len(SYMBOLS)} action symbols are no tokens of "
+                    "the tokenizer, expected 'text'"
+                )
+            self._symbol_of = {vocabulary[symbol]: symbol for symbol in SYMBOLS}
+        elif action_encoding != "text":
+            raise CheckpointError(f"action_encoding is {action_encoding!r}, expected 'text' or 'token'")
+        self._id_of = {symbol: number for number, symbol in self._symbol_of.items()}
         self._start, self.image_patch_id, self._column, self._end = (vocabulary[token] for token in IMAGE_TOKENS)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Processor:
         """preprocessor_config.json and the tokenizer of a checkpoint: tokenizer.json or, for Qwen2's, vocab.json and
-        merges.txt, with tokenizer_config.json. Raises CheckpointError naming what is missing or not readable.
+        merges.txt, with tokenizer_config.json; how actions are encoded from config.json, if there is one. Raises
+        CheckpointError naming what is missing or not readable.
         """
         directory = locate(directory)
         image_processor = ImageProcessor.from_pretrained(directory)
         tokenizer = _read_tokenizer(directory)
+        config = read_json(directory, CONFIG) if (directory / CONFIG).is_file() else {}
         try:
-            return cls(image_processor, tokenizer)
+            return cls(image_processor, tokenizer, config.get("action_encoding", "text"))
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint {directory}: {error}") from error
+
+    def with_action_encoding(self, action_encoding: str) -> Processor:
+        """The same for another encoding of the actions. Raises CheckpointError as the constructor does."""
+        return Processor(self.image_processor, self.tokenizer, action_encoding)
 
     def save_pretrained(self, directory: Path) -> None:
         self.image_processor.save_pretrained(directory)
@@ -102,12 +135,44 @@ class Processor:
 
     def reply_tokens(self, reply: str) -> tuple[list[int], list[tuple[int, int]]]:
         """`encode_reply`, and for each id which characters [start, end) of the reply it spells; EOS spells none."""
-        encoded = self.tokenizer(" " + reply, add_special_tokens=False, return_offsets_mapping=True)
-        spans = [(max(start - 1, 0), end - 1) for start, end in encoded["offset_mapping"]]
-        return [*encoded["input_ids"], self.eos_id], [*spans, (len(reply), len(reply))]
+        text = " " + reply
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for start, end in self._pieces(text):
+            if text[start:end] in self._id_of:
+                ids.append(self._id_of[text[start:end]])
+                spans.append((start, end))
+                continue
+            encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids += encoded["input_ids"]
+            spans += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
+        spans = [(max(start - 1, 0), end - 1) for start, end in spans]
+        return [*ids, self.eos_id], [*spans, (len(reply), len(reply))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; depth tokens are ordinary tokens and stay, EOS and padding go."""
+        if self.action_encoding == "text":
+            return self._decode(ids)
+        text = ""
+        for is_symbol, run in groupby(ids, key=self._symbol_of.__contains__):
+            if is_symbol:
+                text += SEPARATOR.join(self._symbol_of[number] for number in run)
+            else:
+                text += self._decode(list(run))
+        return text
+
+    def _pieces(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where the text is to be cut: symbols that are tokens, without what separates them, and what is between."""
+        end = 0
+        for match in SYMBOL.finditer(text) if self._id_of else ():
+            if text[end : match.start()] not in ("", SEPARATOR):
+                yield end, match.start()
+            yield match.span()
+            end = match.end()
+        if end < len(text):
+            yield end, len(text)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str) -> list[int]:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from molmoact_policy.actions import SYMBOLS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from molmoact_policy.actions import SYMBOLS, format_actions
+from molmoact_policy.config import MolmoActConfig
 from molmoact_policy.errors import CheckpointError
 from molmoact_policy.images import ImageProcessor
-from molmoact_policy.processor import Processor
-from molmoact_policy.prompts import chat, reasoning_prompt
+from molmoact_policy.processor import IMAGE_TOKENS, Processor
+from molmoact_policy.prompts import chat, format_depth, format_trace, reasoning_prompt, reasoning_reply
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -213,3 +216,46 @@ def test_missing_files_and_tokens_are_named(tmp_path: Path) -> None:
     build_tokenizer("<im_start>", "<im_col>").save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="lacks <im_patch>, <im_end>"):
         Processor.from_pretrained(tmp_path)
+
+
+def test_actions_as_tokens_halve_the_reply_and_read_back_as_the_same_text(released: PreTrainedTokenizerFast) -> None:
+    text, token = (Processor(ImageProcessor(), released, encoding) for encoding in ("text", "token"))
+    chunk = np.random.default_rng(0).integers(0, 256, (8, 7))
+    reply = reasoning_reply(format_depth(range(100)), format_trace([(0, 255), (17, 4)] * 2), format_actions(chunk))
+    ids = token.encode_reply(reply)
+    assert len(ids) < 0.6 * len(text.encode_reply(reply))
+    assert token.decode(ids) == " " + reply == text.decode(text.encode_reply(reply))
+    symbols = set(released.convert_tokens_to_ids(list(SYMBOLS)))
+    assert [number for number in ids if number in symbols] == released.convert_tokens_to_ids(
+        [SYMBOLS[number] for number in chunk.ravel()]
+    )
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=14), min_size=1, max_size=9))
+def test_any_chunk_survives_as_tokens_and_spans_say_where_its_symbols_are(
+    released: PreTrainedTokenizerFast, rows: list[list[int]]
+) -> None:
+    processor = Processor(ImageProcessor(), released, "token")
+    reply = f"is [{', '.join(format_actions(row) for row in rows)}]."
+    ids, spans = processor.reply_tokens(reply)
+    assert processor.decode(ids) == " " + reply
+    spelled = [reply[start:end] for start, end in spans if reply[start:end] in SYMBOLS]
+    assert spelled == [SYMBOLS[number] for row in rows for number in row]
+    assert len(ids) == len(spans)
+
+
+def test_actions_as_tokens_need_a_tokenizer_that_has_them() -> None:
+    with pytest.raises(CheckpointError, match="256 of the 256 action symbols"):
+        Processor(ImageProcessor(), build_tokenizer(*IMAGE_TOKENS)).with_action_encoding("token")
+    with pytest.raises(CheckpointError, match="action_encoding is 'words'"):
+        Processor(ImageProcessor(), build_tokenizer(*IMAGE_TOKENS)).with_action_encoding("words")
+
+
+def test_the_encoding_of_actions_comes_from_the_checkpoints_config(
+    released: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    Processor(ImageProcessor(), released).save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path).action_encoding == "text"
+    MolmoActConfig(action_encoding="token").save_pretrained(tmp_path)
+    assert Processor.from_pretrained(tmp_path).action_encoding == "token"
