@@ -151,11 +151,12 @@ class Policy:
         self._check_images(images)
         if self.embodiment is not None:
             images = [self.embodiment.picture(image) for image in images]
+        arms = self.statistics.dimensions // ROW
         if observation.trace is None:
-            return images, reasoning_prompt(observation.instruction, len(images))
+            return images, reasoning_prompt(observation.instruction, len(images), arms)
         check_trace(observation.trace)
         images[0] = draw_trace(images[0], observation.trace)
-        return images, steering_prompt(observation.instruction, len(images))
+        return images, steering_prompt(observation.instruction, len(images), arms)
 
     def _check_instruction(self, instruction: str) -> None:
         if not instruction.strip():

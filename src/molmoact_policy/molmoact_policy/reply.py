@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmoact_policy.actions import BIN_OF, ActionStatistics, decode_bins
+from molmoact_policy.embodiment import ROW
 from molmoact_policy.errors import ReplyError
 from molmoact_policy.symbols import is_ordinary_token
 
@@ -36,11 +37,16 @@ CHUNK = re.compile(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]|(\[[^\[\]]
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete reply. Without its own reasoning (steered), depth_codes and trace are None."""
+    """A complete reply. Without its own reasoning (steered), depth_codes and traces are None."""
 
     depth_codes: list[int] | None
-    trace: list[tuple[int, int]] | None
+    traces: list[list[tuple[int, int]]] | None  # of two arms, left and right; the released fine-tune wording's twice
     actions: NDArray[np.float64]  # [N, D] in the dataset's units
+
+    @property
+    def trace(self) -> list[tuple[int, int]] | None:
+        """The one that is shown: the first."""
+        return None if self.traces is None else self.traces[0]
 
 
 def parse_actions(text: str, statistics: ActionStatistics) -> NDArray[np.float64]:
@@ -79,11 +85,11 @@ def parse_reply(text: str, statistics: ActionStatistics, *, steered: bool = Fals
     """
     problems: list[str] = []
     depth_codes = _attempt(problems, _strict_depth, text) if not steered or parse_depths(text) else None
-    trace = _attempt(problems, _strict_trace, text) if not steered else None
+    traces = _attempt(problems, _strict_traces, text, statistics.dimensions // ROW) if not steered else None
     actions = _attempt(problems, _strict_actions, text, statistics, rows)
     if problems or actions is None:
-        raise ReplyError("; ".join(problems), text, depth_codes, trace)
-    return Reply(depth_codes, trace, actions)
+        raise ReplyError("; ".join(problems), text, depth_codes, traces and traces[0])
+    return Reply(depth_codes, traces, actions)
 
 
 def _attempt(problems: list[str], parse: Callable[..., Any], *arguments: Any) -> Any:
@@ -106,18 +112,19 @@ def _strict_depth(text: str) -> list[int]:
     return codes
 
 
-def _strict_trace(text: str) -> list[tuple[int, int]]:
+def _strict_traces(text: str, arms: int) -> list[list[tuple[int, int]]]:
     traces = parse_traces(text)
     if not traces:
         raise ReplyError("trace: none found")
+    if len(traces) < arms:
+        raise ReplyError(f"trace: {len(traces)} found, expected one for each of {arms} arms")
     for points in traces:
         if len(points) > MAX_TRACE_POINTS:
             raise ReplyError(f"trace: {len(points)} points, expected 1 to {MAX_TRACE_POINTS}")
         for x, y in points:
             if not (isinstance(x, int) and isinstance(y, int) and 0 <= x <= TRACE_RANGE and 0 <= y <= TRACE_RANGE):
                 raise ReplyError(f"trace: point [{x}, {y}] outside 0..{TRACE_RANGE} or not whole")
-    # The released fine-tune wording repeats the trace; the first is the one that is shown.
-    return [(int(x), int(y)) for x, y in traces[0]]
+    return [[(int(x), int(y)) for x, y in points] for points in traces]
 
 
 def _strict_actions(text: str, statistics: ActionStatistics, rows: int | None) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from molmoact_policy.prompts import (
     format_depth,
     format_trace,
     reasoning_reply,
+    reply_template,
     steering_reply,
 )
 from molmoact_policy.reply import parse_actions, parse_depths, parse_reply, parse_traces
@@ -204,3 +205,18 @@ def test_junk_is_refused_never_misread(text: str) -> None:
     assert parse_actions(text, UNIT).shape[1] == 7
     with pytest.raises(ReplyError):
         parse_reply(text, UNIT)
+
+
+@pytest.mark.parametrize("wording", ["released", "finetune"])
+def test_a_reply_of_two_arms_has_the_traces_of_both(wording: str) -> None:
+    two_arms = ActionStatistics.from_norm_stats({"k": {"action": {"q01": [-1] * 14, "q99": [1] * 14}}})
+    chunk = np.arange(28).reshape(2, 14)
+    left, right = [(0, 255), (12, 3)], [(7, 8)]
+    fields = {"left_trace": format_trace(left), "right_trace": format_trace(right)}
+    template = reply_template(arms=2, wording=wording)
+    text = template.format(depth=DEPTH, action=format_actions(chunk), **fields)
+    reply = parse_reply(text, two_arms, rows=2)
+    assert reply.traces == [left, right] and reply.trace == left
+    assert reply.actions.shape == (2, 14)
+    with pytest.raises(ReplyError, match="trace: 1 found, expected one for each of 2 arms"):
+        parse_reply(reasoning_reply(DEPTH, TRACE, format_actions(chunk)), two_arms)

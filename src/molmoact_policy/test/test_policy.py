@@ -15,7 +15,7 @@ from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_policy.policy import Observation, Policy
 from molmoact_policy.processor import Processor
-from molmoact_policy.prompts import format_depth, format_trace, reasoning_reply, steering_reply
+from molmoact_policy.prompts import format_depth, format_trace, reasoning_reply, reply_template, steering_reply
 from molmoact_policy.trace import draw_trace
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -181,7 +181,8 @@ def test_two_arms_have_room_for_twice_the_reply(directory: Path) -> None:
     both = {name: values * 2 for name, values in STATISTICS.items()}
     edit_config(directory, norm_stats={"arm": {"action": both}})
     chunk = np.tile(CHUNK, 2)
-    reply = reasoning_reply(format_depth(DEPTH), format_trace(TRACE), format_actions(chunk))
+    traces = {name: format_trace(TRACE) for name in ("left_trace", "right_trace")}
+    reply = reply_template(arms=2).format(depth=format_depth(DEPTH), action=format_actions(chunk), **traces)
     policy = scripted(directory, reply)
     assert policy.act(observation()).actions.shape == (8, 14)
     assert policy.model.asked["max_new_tokens"] == 1024  # type: ignore[attr-defined]

@@ -13,8 +13,11 @@ from molmoact_policy.prompts import (
     format_trace,
     reasoning_prompt,
     reasoning_reply,
+    reply_template,
     steering_prompt,
     steering_reply,
+    trace_prompt,
+    trace_template,
 )
 
 EVALUATION = json.loads((Path(__file__).parent / "data" / "eval_cases.json").read_text())
@@ -109,3 +112,33 @@ def test_the_answers_of_the_released_fine_tune_loader() -> None:
         "Based on the image and the annotated trajectory of the end effector, the action that the robot should take is "
         "[a]."
     )
+
+
+def test_two_arms_are_asked_for_in_the_same_words_but_for_what_there_are_two_of() -> None:
+    for images in (1, 2):
+        reasoning = reasoning_prompt("t", images, arms=2)
+        assert "what are the trajectories of the left and the right end effector" in reasoning
+        singular = reasoning.replace(
+            "what are the trajectories of the left and the right end effector",
+            "what is the trajectory of the end effector",
+        ).replace("trajectories of the end effectors", "trajectory of the end effector")
+        assert singular == reasoning_prompt("t", images)
+        steering = steering_prompt("t", images, arms=2)
+        assert steering.startswith(
+            "The task is t. Notice that the trajectories of the left and the right end effector are annotated on the "
+        )
+        assert steering.endswith(steering_prompt("t", images)[-40:])
+
+
+def test_the_auxiliary_trace_question_is_answered_with_the_trace_alone() -> None:
+    assert trace_prompt("t") == "The task is t. What is the trajectory of the end effector in the image?"
+    assert trace_template().format(trace="[[1, 2]]") == "The trajectory of the end effector in the image is [[1, 2]]"
+    assert trace_prompt("t", arms=2) == (
+        "The task is t. What are the trajectories of the left and the right end effector in the image?"
+    )
+    assert trace_template(arms=2).count("{") == 2
+
+
+def test_an_unknown_wording_is_refused() -> None:
+    with pytest.raises(ValueError, match="wording is 'mine' \\(released, finetune\\)"):
+        reply_template(wording="mine")
