@@ -186,10 +186,14 @@ def trace_of(path: NDArray[np.float64], camera: RgbdCamera, data: Any) -> NDArra
 
 
 def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
-    """The first `rows` steps [rows, 7]; a shorter plan ends by standing still with the gripper as it is."""
+    """The first `rows` steps [rows, 7]; a shorter plan ends by standing still with the gripper as it is.
+
+    To micrometres and microradians: a hand that stays upright would otherwise turn by rounding errors, and those would
+    be stretched to the whole range of bins.
+    """
     chunk = [np.concatenate([step.translation, step.rotation, [step.gripper]]) for step in plan[:rows]]
     stand_still = np.concatenate([np.zeros(6), [chunk[-1][6]]])
-    return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32)
+    return np.round(np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32), 6)
 
 
 def _demonstrations(config: dict[str, Any], scene_file: Path, checkpoint: Path) -> PosedDemonstrations:

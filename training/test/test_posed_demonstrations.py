@@ -79,6 +79,10 @@ def test_an_episode_is_the_same_again(straight, tmp_path_factory):
     assert all(np.array_equal(a.depth, b.depth) for a, b in zip(again, straight, strict=True))
 
 
+def test_a_hand_that_stays_upright_turns_about_nothing_else(straight):
+    assert not np.any([look.frame.actions[:, 3:5] for look in straight])
+
+
 def test_a_finished_plan_is_filled_up_with_standing_still():
     step = Step(np.array([0.01, 0.0, 0.0]), np.zeros(3), 0)
     chunk = chunk_of([step], rows=3)
