@@ -1,29 +1,60 @@
 #!/usr/bin/env bash
-# Reproduces the embedded checkpoint from config/training/nano.yaml. Interrupted, it goes on where it stopped.
-# usage: train_nano.sh [DIRECTORY for samples, logs and the checkpoint]
+# Makes the embedded checkpoint from nothing. Interrupted, it goes on where it stopped.
+# usage: train_nano.sh [DIRECTORY for data, runs and the checkpoint]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=${1:-$root/data/nano}
 config=$root/config/training/nano.yaml
+scene=$root/config/scenes/tabletop.yaml
+embodiment=$work/untrained/embodiment.yaml
 export OMP_NUM_THREADS=1
 
+# The seeds of what is recorded; posed scenes begin at 100000, evaluations stay below that.
+straight_seed=200000
+wandering_seed=300000
+episodes=80
+tasks=(pick:red:blue place:red:blue push:red:left pick:blue:red place:blue:green push:blue:right
+    pick:green:yellow place:green:red push:green:left pick:yellow:green place:yellow:blue push:yellow:right
+    pick:red:green push:red:right pick:blue:yellow place:red:green)
+
+finished() { [ -e "$work/$1.finished" ]; }
+finish() { touch "$work/$1.finished"; }
+
+# Pre-training, on posed scenes
 mkdir -p "$work"
 [ -e "$work/untrained/config.json" ] ||
-    python -m molmoact_training.nano_checkpoint create --config "$config" --out "$work/untrained"
-python -m molmoact_training.demonstrations --config "$config" --scene "$root/config/scenes/tabletop.yaml" \
-    --checkpoint "$work/untrained" --out "$work/samples"
-[ -e "$work/samples/depth_codes.npy" ] ||
-    python -m molmoact_training.depth_vqvae --config "$config" --samples "$work/samples" --out "$work/depth_vqvae"
-[ -e "$work/vision/trained" ] || {
-    python -m molmoact_training.pretrain_vision --config "$config" --samples "$work/samples" \
+    python -m molmoact_training.nano_checkpoint --config "$config" --out "$work/untrained"
+python -m molmoact_training.posed_demonstrations --config "$config" --scene "$scene" \
+    --checkpoint "$work/untrained" --vqvae "$work/depth_vqvae" --out "$work/posed"
+finished vision || {
+    python -m molmoact_training.pretrain_vision --config "$config" --data "$work/posed" \
         --checkpoint "$work/untrained" --out "$work/vision"
-    cp "$work"/untrained/{tokenizer.json,tokenizer_config.json,preprocessor_config.json,embodiment.yaml} "$work/vision/"
-    touch "$work/vision/trained"
+    finish vision
 }
-python -m molmoact_training.train --config "$config" --samples "$work/samples" --checkpoint "$work/vision" \
-    --out "$work/run"
-finish=(python -m molmoact_training.nano_checkpoint finish --untrained "$work/untrained" --run "$work/run"
-    --vqvae "$work/depth_vqvae")
-"${finish[@]}" --out "$work/checkpoint"
-"${finish[@]}" --out "$work/checkpoint_untrained" --initial-weights
+molmoact train "$config" --data "$work/posed" --checkpoint "$work/vision" --out "$work/pretraining" --processes 2
+[ -e "$work/pretrained" ] ||
+    molmoact merge "$work/pretraining" --depth-vqvae "$work/depth_vqvae" --out "$work/pretrained"
+
+# Demonstrations, recorded through teleoperation and the recorder
+[ -e "$work/front.yaml" ] || python -m molmoact_training.simulator_calibration --scene "$scene" --out "$work/front.yaml"
+record() { # NAME SEED none|all
+    finished "$1" && return
+    rm -rf "$work/episodes/$1" "$work/exported/$1" "$work/$1"
+    molmoact record --depth --episodes "$episodes" --seed "$2" --wander "$3" --task "${tasks[@]}" --out "$work/episodes/$1"
+    molmoact episodes export "$work/episodes/$1" --out "$work/exported/$1" --embodiment nano --embodiments "$embodiment" \
+        --rate 10 --gripper command
+    molmoact annotate "$work/exported/$1" --out "$work/$1" --depth camera --recordings "$work/episodes/$1" \
+        --vqvae "$work/depth_vqvae" --trace projection --calibration "$work/front.yaml"
+    # One meaning of the bins for all of nano's data: that of the scenes it is pre-trained on.
+    cp "$work/posed/dataset_statistics.json" "$work/$1/"
+    rm -rf "$work/episodes/$1" # raw depth, 100 MB each
+    finish "$1"
+}
+record straight "$straight_seed" none
+record wandering "$wandering_seed" all
+
+# Post-training
+molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/pretrained" --out "$work/posttraining" \
+    --data posed="$work/posed" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
+[ -e "$work/checkpoint" ] || molmoact merge "$work/posttraining" --dtype bfloat16 --out "$work/checkpoint"
 echo "trained: $work/checkpoint (try it: molmoact demo --checkpoint $work/checkpoint)"

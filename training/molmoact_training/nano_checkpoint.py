@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -161,42 +159,12 @@ def create(model: dict, directory: Path, seed: int = 0) -> None:
     (directory / "embodiment.yaml").write_text(yaml.safe_dump(EMBODIMENT, sort_keys=False))
 
 
-def finish(untrained: Path, weights: Path | None, vqvae: Path, statistics: Path, out: Path) -> None:
-    """Write a checkpoint that can act: averaged `weights` of a run (None: untrained), depth VQVAE, statistics."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in COPIED_FILES:
-        shutil.copy(untrained / name, out / name)
-    model = MolmoActForActionReasoning.from_pretrained(untrained, dtype=torch.float32)
-    if weights is not None:
-        averaged = torch.load(weights, weights_only=True)["average"]
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(averaged[name])
-    model.config.norm_stats = json.loads(statistics.read_text())
-    model.to(torch.bfloat16).save_pretrained(out)
-    shutil.copytree(vqvae, out / "depth_vqvae", dirs_exist_ok=True)
-    shutil.copy(statistics, out / "dataset_statistics.json")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    created = commands.add_parser("create", help="write an untrained checkpoint")
-    created.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
-    created.add_argument("--out", type=Path, required=True)
-    finished = commands.add_parser("finish", help="write a checkpoint that can act")
-    finished.add_argument("--untrained", type=Path, required=True)
-    finished.add_argument("--run", type=Path, required=True, help="output of molmoact_training.train")
-    finished.add_argument("--vqvae", type=Path, required=True)
-    finished.add_argument("--out", type=Path, required=True)
-    finished.add_argument("--initial-weights", action="store_true", help="of the untrained network, as a baseline")
+    parser.add_argument("--config", type=Path, required=True, help="config/training/nano.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="the untrained checkpoint")
     arguments = parser.parse_args()
-    if arguments.command == "create":
-        create(yaml.safe_load(arguments.config.read_text())["model"], arguments.out)
-    else:
-        run = arguments.run
-        weights = None if arguments.initial_weights else run / "last.pt"
-        finish(arguments.untrained, weights, arguments.vqvae, run / "dataset_statistics.json", arguments.out)
+    create(yaml.safe_load(arguments.config.read_text())["model"], arguments.out)
 
 
 if __name__ == "__main__":
