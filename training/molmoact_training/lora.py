@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from molmoact_training.presets import LoRA
 
 ADAPTER = "default"
+# In the release these are one linear layer, with one adapter: its parts share the first half of it.
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def add_adapters(model: nn.Module, settings: LoRA, *, head: bool) -> None:
@@ -27,6 +29,11 @@ def add_adapters(model: nn.Module, settings: LoRA, *, head: bool) -> None:
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, model, ADAPTER)
+    for module in model.modules():
+        for first, *others in FUSED:
+            if hasattr(module, first):
+                for other in others:
+                    getattr(module, other).lora_A[ADAPTER].weight = getattr(module, first).lora_A[ADAPTER].weight
 
 
 def save_adapter(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
@@ -35,8 +42,16 @@ def save_adapter(model: nn.Module, weights: dict[str, Tensor], directory: Path) 
     What is trained in full beside the adapters goes along under its own name.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    adapters = get_peft_model_state_dict(model, state_dict=weights, adapter_name=ADAPTER)
-    whole = {name: tensor for name, tensor in weights.items() if "lora_" not in name}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    everywhere = {
+        name: weights[names[parameter]].clone()  # safetensors takes no tensor twice
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if names[parameter] in weights
+    }
+    adapters = get_peft_model_state_dict(
+        model, state_dict=everywhere, adapter_name=ADAPTER, save_embedding_layers=False
+    )
+    whole = {name: tensor for name, tensor in everywhere.items() if "lora_" not in name}
     save_file(
         {f"base_model.model.{name}": tensor.contiguous() for name, tensor in (adapters | whole).items()},
         directory / "adapter_model.safetensors",

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from molmoact_training.lora import add_adapters
 from molmoact_training.optimizer import group_of
@@ -20,6 +22,7 @@ HEAD = "lm_head.weight"
 ORDINARY = "language_model.embed_tokens.ordinary"
 ADDITIONAL = "language_model.embed_tokens.additional"
 FINAL_NORM = "language_model.norm.weight"
+SPELT_OUT = "spelt_out"
 
 
 class SplitEmbedding(nn.Module):
@@ -37,6 +40,36 @@ class SplitEmbedding(nn.Module):
         own = F.embedding(ids.clamp(max=rows - 1), self.ordinary)
         added = F.embedding((ids - rows).clamp(min=0), self.additional)
         return torch.where((ids < rows).unsqueeze(-1), own, added)
+
+
+def spelt_out_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Eager attention with fewer passes over the scores: a seventh of a training step in bf16 on a CPU.
+
+    query [B, heads, L, d], key and value [B, fewer heads, K, d]; attention_mask additive. Scores are scaled through the
+    query, and the softmax, fp32 inside, reads and writes the precision of the matrix products.
+    """
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    groups = query.shape[1] // key.shape[1]
+    with torch.autocast(kind, enabled=False):
+        query, key, value = (query * scaling).to(dtype), key.to(dtype), value.to(dtype)
+        scores = query @ key.repeat_interleave(groups, 1).transpose(-2, -1)
+        if attention_mask is not None:
+            scores = scores + attention_mask.to(dtype)
+        mixed = scores.softmax(-1) @ value.repeat_interleave(groups, 1)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SPELT_OUT, spelt_out_attention)
+AttentionMaskInterface.register(SPELT_OUT, eager_mask)
 
 
 def load(directory: Path, config: MolmoActConfig, preset: Preset) -> MolmoActForActionReasoning:
@@ -70,6 +103,8 @@ def prepare(model: MolmoActForActionReasoning, preset: Preset) -> MolmoActForAct
         parameter.requires_grad_(chosen and getattr(rates, group_of(name)) > 0)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if preset.attention == "eager":
+        model.language_model.config._attn_implementation = SPELT_OUT
     _add_dropout(model, preset.residual_dropout)
     if preset.gradient_checkpointing:
         for block in (*model.vision_backbone.image_vit.transformer["resblocks"], *model.language_model.layers):

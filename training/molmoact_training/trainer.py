@@ -21,7 +21,7 @@ from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.processor import Processor
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -201,11 +201,18 @@ class Trainer:
     def averaged_weights(self) -> Iterator[None]:
         """The model with its averaged weights, if it has any."""
         current = {name: self.trained[name].detach().clone() for name in self.average}
-        _copy(self.average, self.trained)
+        self._use(self.average)
         try:
             yield
         finally:
-            _copy(current, self.trained)
+            self._use(current)
+
+    @torch.no_grad()
+    def _use(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in weights.items():
+            self.trained[name].copy_(tensor)
+        if isinstance(self.model, FSDPModule):  # or a pass would see those it has put together before
+            self.model.reshard()
 
     def _state(self) -> dict[str, Tensor]:
         names = {parameter: name for name, parameter in self.trained.items()}
@@ -366,9 +373,3 @@ def shard(model: MolmoActForActionReasoning) -> MolmoActForActionReasoning:
 
 def _means(totals: dict[str, tuple[float, float]]) -> Figures:
     return {name: value / count for name, (value, count) in totals.items() if count}
-
-
-@torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, nn.Parameter]) -> None:
-    for name, tensor in source.items():
-        target[name].copy_(tensor)
