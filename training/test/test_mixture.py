@@ -21,6 +21,7 @@ from PIL import Image
 from .test_sequences import frame
 
 PRESET = Preset.from_file("nano")
+DEMONSTRATIONS = Group(rate=1, frames=("demonstrations",), kinds=Kinds(reasoning=0.8, steering=0.2))
 
 
 def write_dataset(directory: Path, frames: list[Frame], key: str = "nano") -> Path:
@@ -51,7 +52,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixture(processor: Processor, data: dict[str, Path], *groups: Group, **changes) -> Mixture:
-    preset = dataclasses.replace(PRESET, mixture=groups or PRESET.mixture, data=data, **changes)
+    preset = dataclasses.replace(PRESET, mixture=groups or (DEMONSTRATIONS,), data=data, **changes)
     return Mixture(preset, processor)
 
 
