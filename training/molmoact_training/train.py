@@ -20,9 +20,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from molmoact_policy.checkpoint import locate, read_config
+from molmoact_policy.depth import DepthVQVAE
 from molmoact_policy.embodiment import EMBODIMENT_FILE
 from molmoact_policy.errors import PolicyError
-from molmoact_policy.policy import check_fit
+from molmoact_policy.policy import DEPTH_DIRECTORY, check_fit
 from molmoact_policy.processor import Processor
 
 from molmoact_training import lora, run_state, trained_model
@@ -31,7 +32,7 @@ from molmoact_training.errors import PresetError, TrainingError
 from molmoact_training.merging import trained_weights
 from molmoact_training.mixture import Mixture
 from molmoact_training.presets import Preset, available
-from molmoact_training.trainer import Trainer
+from molmoact_training.trainer import Diverged, Trainer
 
 ADAPTER_DIRECTORY = "adapter"
 # 1: the run stopped. 2: the request makes no sense.
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _train(options)
     except (TrainingError, PolicyError) as error:
         print(f"molmoact train: {error}", file=sys.stderr)
-        return USAGE
+        return BAD if isinstance(error, Diverged) else USAGE
     except KeyboardInterrupt:
         return BAD
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=int, metavar="N", help="of this machine, one thread each on a CPU")
     parser.add_argument("--shard", action="store_true", help="spread weights and optimizer over the processes (FSDP2)")
+    parser.add_argument("--depth-vqvae", type=Path, metavar="DIR", help="decodes predicted depth; the checkpoint's")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that read data, for each that trains (GPU: 8, CPU: 0)"
     )
@@ -108,6 +110,7 @@ def _train(options: argparse.Namespace) -> int:
             mixture,
             run,
             accelerator,
+            vqvae=_vqvae(options.depth_vqvae or checkpoint / DEPTH_DIRECTORY),
             workers=options.workers if options.workers is not None else 8 * cuda,
             sharded=options.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true",
         )
@@ -116,6 +119,11 @@ def _train(options: argparse.Namespace) -> int:
             lora.save_adapter(model, trained_weights(run), run / ADAPTER_DIRECTORY)
         accelerator.end_training()
     return GOOD
+
+
+def _vqvae(path: Path) -> DepthVQVAE | None:
+    """To show predicted depth with, where there is one."""
+    return DepthVQVAE.from_pretrained(path) if path.exists() else None
 
 
 def read_preset(name: str, changes: Sequence[str]) -> Preset:

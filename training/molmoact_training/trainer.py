@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from molmoact_policy.depth import DepthVQVAE
 from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.processor import Processor
 from safetensors.torch import save_file
@@ -32,6 +33,7 @@ from molmoact_training.errors import PresetError, TrainingError
 from molmoact_training.mixture import Mixture
 from molmoact_training.objective import LossSums, Objective
 from molmoact_training.optimizer import build_optimizer, clip_gradients, grouped, set_learning_rates, share_of_peak
+from molmoact_training.predictions import Shown, held_out_frames, predict
 from molmoact_training.presets import Preset
 
 LOG_FILE = "log.jsonl"
@@ -94,18 +96,19 @@ class Trainer:
         *,
         workers: int = 0,
         sharded: bool = False,
-        show: Callable[[Trainer, SummaryWriter | None, int], None] | None = None,
+        vqvae: DepthVQVAE | None = None,
     ) -> None:
         """model: as `trained_model.prepare` leaves it. workers: processes that make batches, 0: this one. sharded:
-        spread weights, gradients and optimizer over the processes. show: called with every validation, in every
-        process; the writer only in the first.
+        spread weights, gradients and optimizer over the processes. vqvae: to show predicted depth with.
         """
         self.preset = preset
         self.mixture = mixture
         self.run = run
         self.accelerator = accelerator
         self.workers = workers
-        self.show = show
+        self.processor = processor
+        self.vqvae = vqvae
+        self.shown = held_out_frames(mixture, preset.validation.decoded)
         self.share = Share.of(preset, accelerator.process_index, accelerator.num_processes)
         self.sharded = sharded and accelerator.num_processes > 1
         self.model = shard(model.to(accelerator.device)) if self.sharded else model
@@ -178,11 +181,21 @@ class Trainer:
                     with self._precision():
                         figures.append(self.plain_objective(batch.to(self.accelerator.device)))
             totals = self._totals(figures) if self.preset.validation.samples else {}
-            if self.show is not None:
-                self.show(self, self.log.writer if self.log is not None else None, step)
+            self._show_predictions(step)
         self.model.train()
         if self.log is not None and totals:
             self.log.write(step, {f"validation/{name}": value for name, value in _means(totals).items()})
+
+    def _show_predictions(self, step: int) -> None:
+        # Where weights are spread every process has to take part in every pass.
+        if self.log is None and not self.sharded:
+            return
+        for number, (dataset, frame) in enumerate(self.shown):
+            with self._precision():
+                shown = predict(self.model, self.processor, dataset, frame, self.vqvae)
+            if self.log is not None:
+                self.log.show(step, f"held-out/{number}", shown)
+        self._use({})
 
     def save(self, step: int) -> None:
         """A checkpoint of the run; every process calls it."""
@@ -358,6 +371,12 @@ class RunLog:
             file.write(line + "\n")
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
+
+    def show(self, step: int, name: str, shown: Shown) -> None:
+        """A picture and a text, for TensorBoard only."""
+        assert self.writer is not None
+        self.writer.add_image(name, shown.picture, step, dataformats="HWC")
+        self.writer.add_text(name, shown.text, step)
 
     def close(self) -> None:
         if self.writer is not None:

@@ -64,6 +64,19 @@ def test_two_processes_learn_what_one_learns(shard, tmp_path, checkpoint, data, 
         assert torch.allclose(tensor, weights_of(finished)[name], atol=1e-5), name
 
 
+def test_held_out_frames_are_shown_with_what_the_model_says(tmp_path, checkpoint, data) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finish(start(*LAUNCHER, *arguments(checkpoint, data, tmp_path, validation__decoded=1, steps=3), "--shard"))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    [shown] = events.Images("held-out/0")
+    assert (shown.step, shown.width, shown.height) == (3, 2 * 40, 30)
+    text = events.Tensors("held-out/0/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.startswith(("pick up the red cube", "push the blue block"))
+    assert "gradient_norm/language" in events.Tags()["scalars"]
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, checkpoint, data, finished) -> None:
     command = (TRAIN, *arguments(checkpoint, data, tmp_path))
     process = start(*command)
@@ -134,9 +147,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(
         return batch
 
     monkeypatch.setattr(Mixture, "batch", broken)
-    assert train.main(arguments(checkpoint, data, tmp_path)) == train.USAGE
+    assert train.main(arguments(checkpoint, data, tmp_path)) == train.BAD
     error = capsys.readouterr().err
-    assert "step 1: loss is nan; samples without a finite loss: demonstrations: episode" in error
+    assert "step 1: loss is nan; samples without a finite loss: posed: episode" in error
     saved = tmp_path / "failed-step-00000001"
     report = json.loads((saved / "process-00000.json").read_text())
     assert report["at_fault"] == [report["samples"][1][1]]
