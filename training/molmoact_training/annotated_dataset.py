@@ -29,7 +29,7 @@ from molmoact_training.errors import DatasetError
 
 STATISTICS_FILE = "dataset_statistics.json"
 ANNOTATION_FILE = "annotation.json"
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+JPEG = {"quality": 95, "subsampling": 0}
 
 SCHEMA = pa.schema(
     [
@@ -158,7 +158,7 @@ def finish_dataset(directory: Path, key: str, embodiment: Path, settings: dict[s
 def encode_image(image: NDArray[np.uint8]) -> bytes:
     """uint8 RGB [H, W, 3] as JPEG at a quality that keeps its colours' resolution."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, **JPEG)
+    Image.fromarray(image).save(stream, "JPEG", **JPEG)
     return stream.getvalue()
 
 

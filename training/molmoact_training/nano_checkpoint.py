@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -107,7 +108,7 @@ def build_config(model: dict, tokenizer: PreTrainedTokenizerFast) -> MolmoActCon
     )
 
 
-EMBODIMENT = {
+EMBODIMENT: dict[str, dict[str, Any]] = {
     "nano": {
         "frame": "base",
         "rotation": "rotation_vector",

@@ -107,8 +107,8 @@ class PosedDemonstrations:
                     look = self._look(view, planner, operator)
                     if drawn is not None and rng.random() < 0.5:
                         look = replace(look, frame=replace(look.frame, traces=drawn))
-                    labels = {"episode": seed, "frame": number, "instruction": instruction, "steered": steered}
-                    yield replace(look, frame=replace(look.frame, **labels))
+                    frame = replace(look.frame, episode=seed, frame=number, instruction=instruction, steered=steered)
+                    yield replace(look, frame=frame)
                 if wandering:
                     planner.step(view)  # it remembers which points it has been to
                 view = operator.imagine(view, step)
@@ -193,7 +193,7 @@ def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
     """
     chunk = [np.concatenate([step.translation, step.rotation, [step.gripper]]) for step in plan[:rows]]
     stand_still = np.concatenate([np.zeros(6), [chunk[-1][6]]])
-    return np.round(np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32), 6)
+    return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32).round(6)
 
 
 def _demonstrations(config: dict[str, Any], scene_file: Path, checkpoint: Path) -> PosedDemonstrations:

@@ -153,7 +153,7 @@ class Group:
             raise ValueError("expected either frames or questions")
         if bool(self.frames) != (self.kinds is not None):
             raise ValueError("kinds go with frames")
-        if self.kinds is not None and not any(dataclasses.astuple(self.kinds)):
+        if self.kinds is not None and not any(vars(self.kinds).values()):
             raise ValueError("kinds: all are 0")
 
 
@@ -255,7 +255,8 @@ class Preset:
         missing = [name for name in self.dataset_names if name not in data]
         if missing:
             raise PresetError(f"preset {self.name}: no place given for the data {', '.join(missing)}")
-        return dataclasses.replace(self, data=data)
+        # A type checker does not see that _frozen makes dataclasses.
+        return dataclasses.replace(self, data=data)  # type: ignore[type-var]
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting as JSON can hold it, to be written beside a run and compared when it goes on."""
