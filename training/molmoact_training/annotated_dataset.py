@@ -75,7 +75,9 @@ class AnnotatedDataset:
         paths = sorted(directory.glob("frames-*.arrow"))
         if not paths:
             raise DatasetError(f"{directory}: no frames-*.arrow: expected a directory `molmoact annotate` wrote")
-        self._table = pa.concat_tables([_read_shard(path) for path in paths])
+        self._shards = [_read_shard(path) for path in paths]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in self._shards)])
+        self._table = pa.concat_tables(self._shards)
         self.settings: dict[str, Any] = _read_json(directory / ANNOTATION_FILE)
         self.norm_stats: dict[str, Any] = _read_json(directory / STATISTICS_FILE)
         self.statistics = ActionStatistics.from_norm_stats(self.norm_stats)
@@ -85,18 +87,21 @@ class AnnotatedDataset:
         return self._table.num_rows
 
     def __getitem__(self, index: int) -> Frame:
-        row = self._table.slice(index, 1).to_pylist()[0]
-        actions = np.array(row["actions"], np.float32).reshape(-1, self.statistics.dimensions)
-        depth, traces = row["depth_codes"], row["traces"]
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.directory}: frame {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = self._shards[number].slice(index - self._starts[number], 1)
+        lists = {name: row.column(name)[0].values for name in ("images", "actions", "depth_codes", "traces")}
+        depth, traces = lists["depth_codes"], lists["traces"]
         return Frame(
-            episode=row["episode"],
-            frame=row["frame"],
-            instruction=row["instruction"],
-            images=[decode_image(data) for data in row["images"]],
-            actions=actions,
-            depth_codes=None if depth is None else np.array(depth, np.uint8),
-            traces=None if traces is None else [np.array(trace, np.uint8).reshape(-1, 2) for trace in traces],
-            steered=row["steered"],
+            episode=row.column("episode")[0].as_py(),
+            frame=row.column("frame")[0].as_py(),
+            instruction=row.column("instruction")[0].as_py(),
+            images=[decode_image(data.as_buffer()) for data in lists["images"]],
+            actions=np.array(lists["actions"]).reshape(-1, self.statistics.dimensions),
+            depth_codes=None if depth is None else np.array(depth),
+            traces=None if traces is None else [np.array(trace.values).reshape(-1, 2) for trace in traces],
+            steered=row.column("steered")[0].as_py(),
         )
 
     def column(self, name: str) -> list[Any]:
@@ -162,7 +167,7 @@ def encode_image(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes | pa.Buffer) -> NDArray[np.uint8]:
     """What `encode_image` wrote, or any other picture, as uint8 RGB [H, W, 3]."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 

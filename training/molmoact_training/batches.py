@@ -101,6 +101,8 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 def _stack(arrays: Sequence[NDArray[Any]], padding: int) -> Tensor:
     """[n, ...] each, along the first axis padded to the longest, as [B, n, ...]."""
     length = max(len(array) for array in arrays)
+    if all(len(array) == length for array in arrays):
+        return torch.from_numpy(np.stack(arrays))
     stacked = np.full((len(arrays), length, *arrays[0].shape[1:]), padding, arrays[0].dtype)
     for row, array in zip(stacked, arrays, strict=True):
         row[: len(array)] = array

@@ -80,7 +80,8 @@ class Objective:
         outputs = self.model(
             input_ids=batch.input_ids,
             attention_mask=self._mask(batch),
-            position_ids=batch.position_ids,
+            # Of a single message they are the model's own, which its attention need not search for restarts.
+            position_ids=None if batch.segment_ids is None else batch.position_ids,
             images=batch.images,
             pooled_patches_idx=batch.pooled_patches_idx,
             image_masks=batch.image_masks,

@@ -122,7 +122,8 @@ class SequenceWriter:
         sample that is longer than the preset's sequence_length: nothing of it is cut.
         """
         numbered = len(pictures) > 1
-        processed = [self.processor.image_processor(picture, multi_image=numbered) for picture in pictures]
+        process = self.processor.image_processor
+        processed = [process(picture, multi_image=numbered, once=True) for picture in pictures]
         prefix = np.array(self.processor.image_prefix(processed, numbered=numbered), np.int64)
         limit = self.preset.sequence_length
         length = len(prefix) + sum(len(message) for message in messages)
@@ -221,37 +222,14 @@ def _sequence(prefix: NDArray[np.int64], messages: Sequence[Message]) -> dict[st
     return {name: np.concatenate([shared[name], *(part[name] for part in parts)]) for name in shared}
 
 
-def _images(processed: Sequence[Mapping[str, NDArray[Any]]], processor: Processor) -> dict[str, Any]:
-    """Picture fields of a sample, without crops that equal an earlier one of the same picture.
-
-    A small picture's grid is one crop, the picture once more: its indices point at the first, and the vision tower has
-    half the work.
-    """
-    if not processed:
-        settings = processor.image_processor
-        patches, values = settings.crop_patches**2, settings.patch_size**2 * 3
-        return {
-            "images": np.empty((0, patches, values), np.float32),
-            "image_masks": np.empty((0, patches), np.float32),
-            "pooled_patches_idx": np.empty((0, np.prod(settings.pooling_size)), np.int64),
-        }
-    joined = {name: tensor[0].numpy() for name, tensor in processor.join(list(processed)).items()}
-    images, masks, index = joined["images"], joined["image_masks"], joined["pooled_patches_idx"]
-    repeated = _repeated(processed)
-    places = np.cumsum(~repeated) - 1  # of each crop among those that are kept
-    patches = images.shape[1]
-    moved = places[index // patches] * patches + index % patches
+def _images(processed: list[dict[str, NDArray[Any]]], processor: Processor) -> dict[str, Any]:
+    """Picture fields of a sample."""
+    if processed:
+        return {name: tensor[0].numpy() for name, tensor in processor.join(processed).items()}
+    settings = processor.image_processor
+    patches, values = settings.crop_patches**2, settings.patch_size**2 * 3
     return {
-        "images": images[~repeated],
-        "image_masks": masks[~repeated],
-        "pooled_patches_idx": np.where(index < 0, -1, moved),
+        "images": np.empty((0, patches, values), np.float32),
+        "image_masks": np.empty((0, patches), np.float32),
+        "pooled_patches_idx": np.empty((0, np.prod(settings.pooling_size)), np.int64),
     }
-
-
-def _repeated(processed: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.bool_]:
-    """For each crop of all pictures, whether it equals the one before it: the grid of one crop does."""
-    flags = []
-    for arrays in processed:
-        crops = arrays["images"]
-        flags += [False, *(len(crops) == 2 and np.array_equal(crops[0], crop) for crop in crops[1:])]
-    return np.array(flags)
