@@ -23,12 +23,14 @@ from molmoact_policy.checkpoint import locate, read_config
 from molmoact_policy.depth import DepthVQVAE
 from molmoact_policy.embodiment import EMBODIMENT_FILE
 from molmoact_policy.errors import PolicyError
+from molmoact_policy.model import MolmoActConfig
 from molmoact_policy.policy import DEPTH_DIRECTORY, check_fit
 from molmoact_policy.processor import Processor
 
-from molmoact_training import lora, run_state, trained_model
+from molmoact_training import lora, memory_plan, run_state, trained_model
 from molmoact_training.annotated_dataset import STATISTICS_FILE
 from molmoact_training.errors import PresetError, TrainingError
+from molmoact_training.memory_plan import Plan
 from molmoact_training.merging import trained_weights
 from molmoact_training.mixture import Mixture
 from molmoact_training.presets import Preset, available
@@ -37,6 +39,9 @@ from molmoact_training.trainer import Diverged, Trainer
 ADAPTER_DIRECTORY = "adapter"
 # 1: the run stopped. 2: the request makes no sense.
 GOOD, BAD, USAGE = 0, 1, 2
+# Processes that read data for each that trains. On a CPU they would take the cores from it.
+WORKERS = {"cuda": 8, "cpu": 0}
+PLANNED_BATCHES = 4  # micro-batches whose sizes are looked at to plan memory
 # Settings that may change while a run goes on: they do not change what is learned.
 FREE = ("name", "data", "checkpoints")
 
@@ -71,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that read data, for each that trains (GPU: 8, CPU: 0)"
     )
+    parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and time of a step; stop")
+    parser.add_argument("--device", choices=memory_plan.DEVICES, help="to plan for, with --dry-run; this machine's")
     return parser
 
 
@@ -93,9 +100,16 @@ def _train(options: argparse.Namespace) -> int:
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    cuda = accelerator.device.type == "cuda"
+    sharded = options.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    needed = plan_of(preset, config, mixture, accelerator, sharded=sharded)
+    if options.dry_run:
+        if accelerator.is_main_process:
+            print(describe(needed, preset, accelerator, options.device))
+        return GOOD
     run: Path = options.out
     run.mkdir(parents=True, exist_ok=True)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory_plan.check(run, needed, preset, device=accelerator.device, processes=here)
     with run_state.locked(run, hold=accelerator.is_main_process):
         with accelerator.main_process_first():
             run_state.check_settings(run, settings_of(preset, checkpoint, mixture))
@@ -111,8 +125,9 @@ def _train(options: argparse.Namespace) -> int:
             run,
             accelerator,
             vqvae=_vqvae(options.depth_vqvae or checkpoint / DEPTH_DIRECTORY),
-            workers=options.workers if options.workers is not None else 8 * cuda,
-            sharded=options.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+            workers=options.workers if options.workers is not None else WORKERS[accelerator.device.type],
+            sharded=sharded,
+            flops=needed.useful_flops,
         )
         trainer.train()
         if preset.lora is not None and accelerator.is_main_process:
@@ -124,6 +139,34 @@ def _train(options: argparse.Namespace) -> int:
 def _vqvae(path: Path) -> DepthVQVAE | None:
     """To show predicted depth with, where there is one."""
     return DepthVQVAE.from_pretrained(path) if path.exists() else None
+
+
+def plan_of(
+    preset: Preset, config: MolmoActConfig, mixture: Mixture, accelerator: Accelerator, *, sharded: bool
+) -> Plan:
+    """What every process will need, by the sizes of some of its micro-batches."""
+    size = preset.micro_batch
+    shapes = memory_plan.largest(mixture.batch(0, number * size, size) for number in range(PLANNED_BATCHES))
+    return memory_plan.plan(
+        config,
+        preset,
+        shapes,
+        device=accelerator.device.type,
+        processes=accelerator.num_processes,
+        sharded=sharded,
+    )
+
+
+def describe(needed: Plan, preset: Preset, accelerator: Accelerator, name: str | None) -> str:
+    """The plan in words, for a device by name or the one that is here."""
+    if name is not None:
+        rate, memory = memory_plan.DEVICES[name]
+    else:
+        name, memory = str(accelerator.device), memory_plan.available_memory(accelerator.device)
+        dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
+        rate = memory_plan.measured_rate(accelerator.device, dtype)
+    seconds = needed.flops / (memory_plan.EFFICIENCY * rate * accelerator.num_processes)
+    return needed.report(seconds, memory, name)
 
 
 def read_preset(name: str, changes: Sequence[str]) -> Preset:

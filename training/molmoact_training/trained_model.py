@@ -78,11 +78,15 @@ def load(directory: Path, config: MolmoActConfig, preset: Preset) -> MolmoActFor
     What is trained is fp32. Frozen weights under adapters are bf16 where the preset computes in it. Raises
     CheckpointError for a checkpoint that does not fit its configuration.
     """
-    frozen = torch.bfloat16 if preset.lora is not None and preset.precision == "bf16" else torch.float32
     model = MolmoActForActionReasoning.from_pretrained(
-        directory, config=config, dtype=frozen, attn_implementation=preset.attention, variant="training"
+        directory, config=config, dtype=frozen_dtype(preset), attn_implementation=preset.attention, variant="training"
     )
     return prepare(model, preset)
+
+
+def frozen_dtype(preset: Preset) -> torch.dtype:
+    """Of weights that are not trained."""
+    return torch.bfloat16 if preset.lora is not None and preset.precision == "bf16" else torch.float32
 
 
 def prepare(model: MolmoActForActionReasoning, preset: Preset) -> MolmoActForActionReasoning:

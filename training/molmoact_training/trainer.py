@@ -30,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from molmoact_training import run_state
 from molmoact_training.batches import Batch
 from molmoact_training.errors import PresetError, TrainingError
+from molmoact_training.memory_plan import known_device
 from molmoact_training.mixture import Mixture
 from molmoact_training.objective import LossSums, Objective
 from molmoact_training.optimizer import build_optimizer, clip_gradients, grouped, set_learning_rates, share_of_peak
@@ -97,9 +98,11 @@ class Trainer:
         workers: int = 0,
         sharded: bool = False,
         vqvae: DepthVQVAE | None = None,
+        flops: float | None = None,
     ) -> None:
         """model: as `trained_model.prepare` leaves it. workers: processes that make batches, 0: this one. sharded:
-        spread weights, gradients and optimizer over the processes. vqvae: to show predicted depth with.
+        spread weights, gradients and optimizer over the processes. vqvae: to show predicted depth with. flops: of a
+        step over all processes, for the share of a known GPU's that is used (MFU).
         """
         self.preset = preset
         self.mixture = mixture
@@ -108,6 +111,9 @@ class Trainer:
         self.workers = workers
         self.processor = processor
         self.vqvae = vqvae
+        cuda = accelerator.device.type == "cuda"
+        known = known_device(torch.cuda.get_device_name(accelerator.device)) if cuda else None
+        self.mfu_per_step_rate = flops / known[0] / accelerator.num_processes if flops and known else None
         self.shown = held_out_frames(mixture, preset.validation.decoded)
         self.share = Share.of(preset, accelerator.process_index, accelerator.num_processes)
         self.sharded = sharded and accelerator.num_processes > 1
@@ -342,8 +348,11 @@ class Progress:
     def write(self, step: int) -> None:
         """A line of the log."""
         if self.trainer.log is not None:
-            speed = self.steps * self.trainer.preset.batch / self.seconds
-            self.trainer.log.write(step, _means(self.totals) | {"samples_per_s": speed})
+            rate = self.steps / self.seconds
+            figures = _means(self.totals) | {"samples_per_s": rate * self.trainer.preset.batch}
+            if self.trainer.mfu_per_step_rate is not None:
+                figures["mfu"] = rate * self.trainer.mfu_per_step_rate
+            self.trainer.log.write(step, figures)
         self.totals, self.steps, self.seconds = {}, 0, 0.0
 
 
