@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
+from molmoact_policy.embodiment import resize_image
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageStat
+from PIL import Image, ImageEnhance
 
 from molmoact_training.presets import Augmentation, ColourJitter
 
 
 def augment(picture: NDArray[np.uint8], settings: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] of the same size: a part of the picture enlarged again, in other colours."""
-    image = Image.fromarray(picture)
     if settings.crop_area is not None:
-        ratio = image.width / image.height if settings.crop_ratio == "picture" else 1.0
-        left, top, width, height = crop_box(image.size, settings.crop_area, ratio, rng)
-        part = image.crop((left, top, left + width, top + height))
-        image = part.resize(image.size, Image.Resampling.BILINEAR)
+        size = (picture.shape[1], picture.shape[0])
+        ratio = size[0] / size[1] if settings.crop_ratio == "picture" else 1.0
+        left, top, width, height = crop_box(size, settings.crop_area, ratio, rng)
+        picture = resize_image(picture[top : top + height, left : left + width], size)
     if settings.colour_jitter is not None:
-        image = jitter_colours(image, settings.colour_jitter, rng)
-    return np.asarray(image)
+        picture = jitter_colours(picture, settings.colour_jitter, rng)
+    return picture
 
 
 def crop_box(size: tuple[int, int], area: float, ratio: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -48,34 +49,44 @@ def crop_box(size: tuple[int, int], area: float, ratio: float, rng: np.random.Ge
     return (whole_width - width) // 2, (whole_height - height) // 2, width, height
 
 
-def jitter_colours(image: Image.Image, settings: ColourJitter, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, saturation and hue changed at random, in random order."""
+def jitter_colours(picture: NDArray[np.uint8], settings: ColourJitter, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3] with brightness, contrast, saturation and hue changed at random, in random order."""
     factor = {
         "brightness": rng.uniform(1 - settings.brightness, 1 + settings.brightness),
         "contrast": rng.uniform(1 - settings.contrast, 1 + settings.contrast),
         "saturation": rng.uniform(1 - settings.saturation, 1 + settings.saturation),
         "hue": rng.uniform(-settings.hue, settings.hue),
     }
-    changes: dict[str, Callable[[Image.Image], Image.Image]] = {
-        "brightness": lambda image: _spread(image, 0, factor["brightness"]),
-        "contrast": lambda image: _spread(image, ImageStat.Stat(image.convert("L")).mean[0], factor["contrast"]),
-        "saturation": lambda image: ImageEnhance.Color(image).enhance(factor["saturation"]),
-        "hue": lambda image: shift_hue(image, factor["hue"]),
+    changes = {
+        "brightness": partial(_spread, around=lambda picture: 0),
+        "contrast": partial(_spread, around=_mean_grey),
+        "saturation": _saturate,
+        "hue": shift_hue,
     }
     for name in rng.permutation(list(changes)):
         if getattr(settings, name) > 0:
-            image = changes[name](image)
-    return image
+            picture = changes[name](picture, factor[name])
+    return picture
 
 
-def _spread(image: Image.Image, centre: float, factor: float) -> Image.Image:
-    """Every value's distance from `centre` times `factor`, by a table: a fifth of the time of blending pictures."""
-    table = np.rint(round(centre) + factor * (np.arange(256) - round(centre))).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(cv2.LUT(np.asarray(image), table))
-
-
-def shift_hue(image: Image.Image, turns: float) -> Image.Image:
+def shift_hue(picture: NDArray[np.uint8], turns: float) -> NDArray[np.uint8]:
     """Hue turned by a share of the circle, in the 256 steps of an 8-bit HSV picture."""
-    hue, saturation, value = image.convert("HSV").split()
+    hue, saturation, value = Image.fromarray(picture).convert("HSV").split()
     turned = (np.asarray(hue).astype(np.int16) + round(turns * 255)) % 256
-    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+    merged = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value))
+    return np.asarray(merged.convert("RGB"))
+
+
+def _saturate(picture: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    return np.asarray(ImageEnhance.Color(Image.fromarray(picture)).enhance(factor))
+
+
+def _spread(picture: NDArray[np.uint8], factor: float, around: Callable[[NDArray[np.uint8]], int]) -> NDArray[np.uint8]:
+    """Every value's distance from one of the picture's grey levels times `factor`."""
+    centre = around(picture)
+    table = np.rint(centre + factor * (np.arange(256) - centre)).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(picture, table), np.uint8)
+
+
+def _mean_grey(picture: NDArray[np.uint8]) -> int:
+    return round(cv2.mean(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))[0])

@@ -68,7 +68,7 @@ def test_a_factor_stays_within_its_range_and_reaches_both_sides(name: str) -> No
     picture[0], picture[1] = (140, 100, 60), (60, 100, 140)
     spread = []
     for seed in range(300):
-        changed = np.asarray(jitter_colours(Image.fromarray(picture), ColourJitter(**{name: 0.2}), rng(seed)), float)
+        changed = jitter_colours(picture, ColourJitter(**{name: 0.2}), rng(seed)).astype(float)
         spread.append(changed[0, 0].mean() / 100 if name == "brightness" else np.ptp(changed[0, 0]) / 80)
     assert 0.79 < min(spread) < 0.83 and 1.17 < max(spread) < 1.21
 
@@ -77,21 +77,21 @@ def test_hue_turns_by_at_most_a_twentieth_and_keeps_grey() -> None:
     red, grey = np.full((1, 1, 3), (200, 40, 40), np.uint8), np.full((1, 1, 3), 90, np.uint8)
     turns = []
     for seed in range(200):
-        changed = jitter_colours(Image.fromarray(red), ColourJitter(hue=0.05), rng(seed)).convert("HSV")
+        changed = Image.fromarray(jitter_colours(red, ColourJitter(hue=0.05), rng(seed))).convert("HSV")
         hue = np.asarray(changed)[0, 0, 0].item()
         turns.append((hue + 128) % 256 - 128)
-        assert (np.asarray(jitter_colours(Image.fromarray(grey), ColourJitter(hue=0.05), rng(seed))) == 90).all()
+        assert (jitter_colours(grey, ColourJitter(hue=0.05), rng(seed)) == 90).all()
     assert -14 <= min(turns) < -10 and 10 < max(turns) <= 14
 
 
 def test_a_third_of_the_circle_turns_red_to_green() -> None:
-    green = np.asarray(shift_hue(Image.fromarray(np.full((1, 1, 3), (255, 0, 0), np.uint8)), 1 / 3))[0, 0]
+    green = shift_hue(np.full((1, 1, 3), (255, 0, 0), np.uint8), 1 / 3)[0, 0]
     assert green.tolist() == [0, 255, 0]
 
 
 def test_the_order_of_the_changes_is_random() -> None:
-    picture = Image.fromarray(np.array([[[250, 20, 20], [10, 30, 200]]], np.uint8))
-    results = {np.asarray(jitter_colours(picture, PAPER, rng(seed))).tobytes() for seed in range(20)}
+    picture = np.array([[[250, 20, 20], [10, 30, 200]]], np.uint8)
+    results = {jitter_colours(picture, PAPER, rng(seed)).tobytes() for seed in range(20)}
     assert len(results) == 20
 
 
