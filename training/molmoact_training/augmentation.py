@@ -57,7 +57,7 @@ def jitter_colours(picture: NDArray[np.uint8], settings: ColourJitter, rng: np.r
         "saturation": rng.uniform(1 - settings.saturation, 1 + settings.saturation),
         "hue": rng.uniform(-settings.hue, settings.hue),
     }
-    changes = {
+    changes: dict[str, Callable[[NDArray[np.uint8], float], NDArray[np.uint8]]] = {
         "brightness": partial(_spread, around=lambda picture: 0),
         "contrast": partial(_spread, around=_mean_grey),
         "saturation": _saturate,

@@ -21,8 +21,7 @@ DIRECTORY = Path(__file__).resolve().parents[2] / "config" / "training"
 
 FRAME_KINDS = ("reasoning", "steering", "depth", "trace")
 
-_CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
-_frozen = dataclass(frozen=True, kw_only=True, config=_CHECKED)
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Size = Annotated[int, Strict(), Field(ge=0)]
@@ -32,7 +31,7 @@ Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LearningRates:
     """Peaks of the three parameter groups; 0 keeps a group as it is (paper, table 4)."""
 
@@ -41,7 +40,7 @@ class LearningRates:
     language: Weight
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Optimizer:
     """AdamW: linear warm-up from 0, then a cosine down to `final_share` of the peak at the last step."""
 
@@ -54,7 +53,7 @@ class Optimizer:
     final_share: Share
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LoRA:
     """Adapters on every linear layer. Each is scaled by alpha / rank."""
 
@@ -63,7 +62,7 @@ class LoRA:
     dropout: Share
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TokenWeights:
     """What a token of each kind counts in the loss; text is the template, brackets and EOS, and every answer in words.
 
@@ -77,7 +76,7 @@ class TokenWeights:
     first_row: Weight = 1.0
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class SoftLabels:
     """Standard deviation, in bins, of the normal distribution around the right bin that is taught in its place."""
 
@@ -85,14 +84,14 @@ class SoftLabels:
     trace: Positive
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Loss:
     z_loss: Weight
     weights: TokenWeights = dataclasses.field(default_factory=TokenWeights)
     soft_labels: SoftLabels | None = None  # only where every bin is one token
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HistoryDropout:
     """Hides reply tokens from what comes after them, for each of depth, trace and actions by itself.
 
@@ -103,7 +102,7 @@ class HistoryDropout:
     largest_share: Share
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ColourJitter:
     """Largest change to either side: factors 1 ± brightness, contrast and saturation; hue in turns of the circle."""
 
@@ -113,7 +112,7 @@ class ColourJitter:
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Augmentation:
     """Random crop, then colour, of each camera's picture by itself (paper, tables 7 and 10 to 14).
 
@@ -126,7 +125,7 @@ class Augmentation:
     colour_jitter: ColourJitter | None = None
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Kinds:
     """Shares of the kinds of sample made of a frame: see molmoact_training.sequences."""
 
@@ -136,7 +135,7 @@ class Kinds:
     trace: Weight = 0.0
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Group:
     """Datasets that are drawn from at one rate; inside it, each in proportion to the square root of its size.
 
@@ -157,7 +156,7 @@ class Group:
             raise ValueError("kinds: all are 0")
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Validation:
     """Held-out episodes: figures every `every` steps over `samples` samples, and `decoded` whole replies."""
 
@@ -167,14 +166,14 @@ class Validation:
     decoded: Size = 0
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Checkpoints:
     every: Count
     keep: Count  # the newest
     keep_every: Count | None = None  # steps whose checkpoints stay for good
 
 
-@_frozen
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Preset:
     """One training run.
 
@@ -256,7 +255,7 @@ class Preset:
         if missing:
             raise PresetError(f"preset {self.name}: no place given for the data {', '.join(missing)}")
         # A type checker does not see that _frozen makes dataclasses.
-        return dataclasses.replace(self, data=data)  # type: ignore[type-var]
+        return dataclasses.replace(self, data=data)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting as JSON can hold it, to be written beside a run and compared when it goes on."""
