@@ -254,7 +254,6 @@ class Preset:
         missing = [name for name in self.dataset_names if name not in data]
         if missing:
             raise PresetError(f"preset {self.name}: no place given for the data {', '.join(missing)}")
-        # A type checker does not see that _frozen makes dataclasses.
         return dataclasses.replace(self, data=data)
 
     def as_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def frame(arms: int = 1, images: int = 2, **changes) -> Frame:
         episode=3,
         frame=4,
         instruction="stack blocks",
-        images=[base(48, 64) for _ in range(images)],
+        images=[base(48, 64)] * images,
         actions=RNG.uniform(-0.1, 0.1, (8, 7 * arms)).astype(np.float32),
         depth_codes=RNG.integers(0, 128, 100).astype(np.uint8),
         traces=TRACES[:arms],
@@ -206,6 +206,21 @@ def test_a_sample_that_is_too_long_is_named_with_its_length() -> None:
     writer = SequenceWriter(dataclasses.replace(PRESET, sequence_length=100), released_processor("d"))
     with pytest.raises(DatasetError, match=r"episode 7: 4\d\d tokens \(\d+ of 1 images\), sequence_length is 100"):
         writer.sample("episode 7", [base(240, 320)], [writer.message(plain("Who?", "me"))])
+
+
+def test_two_arms_and_three_cameras_fit_the_presets_sequence_length() -> None:
+    """With the symbols that take most tokens, five points of three digits and a long instruction."""
+    longest = max(range(255), key=lambda number: len(released_processor("d").encode_reply(SYMBOLS[number])))
+    normalised = np.full((8, 14), decode_bins(longest), np.float32)
+    look = frame(
+        arms=2,
+        instruction="put the green can, the red cup and the banana into the yellow plate one after another",
+        actions=TWO_ARMS.unnormalise(normalised).astype(np.float32),
+        traces=[np.full((5, 2), 255, np.uint8)] * 2,
+    )
+    look = dataclasses.replace(look, images=[base(240, 320)] * 3)
+    sample = written(look, "reasoning", TWO_ARMS, Preset.from_file("posttrain-bimanual"))
+    assert len(sample.input_ids) > 2304  # the paper's length would not do
 
 
 def test_hidden_history_changes_what_is_read_and_never_what_is_to_be_said() -> None:
