@@ -28,6 +28,9 @@ from molmoact_training.sequences import Question, SequenceWriter, pictures_of
 VALIDATION_STEP = -1 % 2**63  # draws that no training step makes
 
 
+TRIED = 8  # draws of a frame that most likely are of every kind it can be
+
+
 @dataclass(frozen=True)
 class Source:
     """What is drawn from as one: frames that can become samples of `kinds`, or groups of question-answer pairs."""
@@ -151,7 +154,16 @@ class Mixture:
         train, validation = np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
         if not len(train):
             raise DatasetError(f"{name}: {dataset.directory}: every episode is held out for validation")
-        return Source(name, dataset, group.kinds, train, validation)
+        source = Source(name, dataset, group.kinds, train, validation)
+        self._try(source, dataset)
+        return source
+
+    def _try(self, source: Source, dataset: AnnotatedDataset) -> None:
+        """Make samples of the frame with the longest instruction: what is too long shall not wait to be drawn."""
+        lengths = np.array([len(text) for text in dataset.column("instruction")])
+        row = int(source.train[lengths[source.train].argmax()])
+        for attempt in range(TRIED):
+            self._draw(source, row, np.random.default_rng(attempt), train=False)
 
     def _open(self, name: str, *, questions: bool) -> AnnotatedDataset | QuestionAnswers:
         if name not in self._opened:

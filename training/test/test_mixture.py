@@ -229,6 +229,16 @@ def test_a_dataset_that_cannot_be_trained_on_is_named_with_the_reason(
         mixture(processor, {"d": data}, Group(rate=1, frames=("d",), kinds=kinds))
 
 
+def test_a_frame_that_is_too_long_is_named_before_the_first_step(processor, tmp_path) -> None:
+    look = frames(6)
+    look[7] = dataclasses.replace(look[7], instruction="put it there " * 60)
+    data = write_dataset(tmp_path / "d", look)
+    group = Group(rate=1, frames=("d",), kinds=Kinds(reasoning=1))
+    no_validation = Validation(episodes=0, every=1, samples=0)
+    with pytest.raises(DatasetError, match=r"d: episode 2, frame 1 \(reasoning\): \d+ tokens .* is 512"):
+        mixture(processor, {"d": data}, group, sequence_length=512, validation=no_validation)
+
+
 def test_data_without_a_place_is_named(processor) -> None:
     with pytest.raises(PresetError, match="demonstrations"):
         mixture(processor, {})
