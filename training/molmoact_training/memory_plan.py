@@ -35,7 +35,7 @@ FP32, BF16 = 4, 2
 # Of every logit: bf16, a copy of the answers', fp32, two fp32 gradients that are added up, the bf16 gradient.
 LOGIT_BYTES = 3 * BF16 + 3 * FP32
 # Allocator, libraries and kernels' scratch space.
-OVERHEAD_BYTES = {"cuda": 2 * GIB, "cpu": GIB // 2}
+OVERHEAD_BYTES = {"cuda": 2 * GIB, "cpu": GIB}
 # What a training step reaches of what large matrix products alone do.
 EFFICIENCY = 0.4
 # Dense bf16 FLOP/s and bytes, from the makers' data sheets.

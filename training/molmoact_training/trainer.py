@@ -109,7 +109,7 @@ class Trainer:
         self.run = run
         self.accelerator = accelerator
         self.workers = workers
-        self.processor = processor
+        self.processor = processor.with_action_encoding(preset.action_encoding)
         self.vqvae = vqvae
         cuda = accelerator.device.type == "cuda"
         known = known_device(torch.cuda.get_device_name(accelerator.device)) if cuda else None

@@ -29,8 +29,9 @@ def preset(**changes) -> Preset:
 
 
 @pytest.mark.parametrize("embeddings", ["none", "all"])
-def test_adapters_on_the_7b_model_fit_80_gb_at_batch_8(embeddings) -> None:
-    settings = preset(**ADAPTERS, gradient_checkpointing=True, train_embeddings=embeddings)
+def test_post_training_of_the_7b_model_fits_80_gb_with_two_pictures_at_batch_8(embeddings) -> None:
+    settings = Preset.from_file("posttrain", {"train_embeddings": embeddings})
+    assert settings.micro_batch == TWO_PICTURES.samples
     needed = memory_plan.plan(MolmoActConfig(), settings, TWO_PICTURES, device="cuda", processes=1, sharded=False)
     assert needed.peak < 80e9
     assert needed.weights > 15 * GIB  # of which the frozen ones are bf16
