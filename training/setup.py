@@ -14,6 +14,7 @@ setup(
         "numpy",
         "peft",
         "pillow",
+        "psutil",
         "pydantic",
         "pyyaml",
         "safetensors",

@@ -34,7 +34,7 @@ from molmoact_training.memory_plan import Plan
 from molmoact_training.merging import trained_weights
 from molmoact_training.mixture import Mixture
 from molmoact_training.presets import Preset, available
-from molmoact_training.trainer import Diverged, Trainer
+from molmoact_training.trainer import Diverged, Share, Trainer
 
 ADAPTER_DIRECTORY = "adapter"
 # 1: the run stopped. 2: the request makes no sense.
@@ -49,7 +49,7 @@ FREE = ("name", "data", "checkpoints")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code, see GOOD, BAD and USAGE."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.processes is not None and "WORLD_SIZE" not in os.environ:
         return _launch(options.processes, arguments)
     try:
@@ -96,10 +96,12 @@ def _train(options: argparse.Namespace) -> int:
     processor = Processor.from_pretrained(checkpoint)
     check_fit(checkpoint, config, processor)
     mixture = Mixture(preset, processor)
+    vqvae = _vqvae(checkpoint, options.depth_vqvae)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    Share.of(preset, accelerator.process_index, accelerator.num_processes)
     sharded = options.shard or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     needed = plan_of(preset, config, mixture, accelerator, sharded=sharded)
     if options.dry_run:
@@ -124,7 +126,7 @@ def _train(options: argparse.Namespace) -> int:
             mixture,
             run,
             accelerator,
-            vqvae=_vqvae(options.depth_vqvae or checkpoint / DEPTH_DIRECTORY),
+            vqvae=vqvae,
             workers=options.workers if options.workers is not None else WORKERS[accelerator.device.type],
             sharded=sharded,
             flops=needed.useful_flops,
@@ -136,9 +138,11 @@ def _train(options: argparse.Namespace) -> int:
     return GOOD
 
 
-def _vqvae(path: Path) -> DepthVQVAE | None:
-    """To show predicted depth with, where there is one."""
-    return DepthVQVAE.from_pretrained(path) if path.exists() else None
+def _vqvae(checkpoint: Path, other: Path | None) -> DepthVQVAE | None:
+    """To show predicted depth with: another, or the checkpoint's if it has one."""
+    own = checkpoint / DEPTH_DIRECTORY
+    path = own if other is None and own.is_dir() else other
+    return None if path is None else DepthVQVAE.from_pretrained(path)
 
 
 def plan_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def test_two_processes_learn_what_one_learns(shard, tmp_path, checkpoint, data, 
     assert_close(log_lines(tmp_path), log_lines(finished))
     for name, tensor in weights_of(tmp_path).items():
         assert torch.allclose(tensor, weights_of(finished)[name], atol=1e-5), name
+
+
+def test_a_spread_run_goes_on_with_any_number_of_processes(tmp_path, checkpoint, data, finished) -> None:
+    together = (*LAUNCHER, *arguments(checkpoint, data, tmp_path), "--shard")
+    finish(start(*together))
+    expected = weights_of(tmp_path)
+    for command in (together, (TRAIN, *arguments(checkpoint, data, tmp_path))):
+        shutil.rmtree(run_state.checkpoint_of(tmp_path, 6))
+        finish(start(*command))
+        assert_close(log_lines(tmp_path), log_lines(finished))
+        for name, tensor in weights_of(tmp_path).items():
+            assert torch.allclose(tensor, expected[name], atol=1e-5), name
 
 
 def test_held_out_frames_are_shown_with_what_the_model_says(tmp_path, checkpoint, data) -> None:
@@ -131,6 +144,20 @@ def test_a_wrong_setting_is_named_before_anything_is_written(
     tmp_path, capsys, checkpoint, data, changes, named
 ) -> None:
     assert train.main(arguments(checkpoint, data, tmp_path / "run", **changes)) == train.USAGE
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "named"),
+    [("model_type", "llava", "model_type 'llava'"), ("image_patch_id", 3, "id of <im_patch>")],
+)
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys, checkpoint, data, part, value, named) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {part: value}))
+    assert train.main(arguments(other, data, tmp_path / "run")) == train.USAGE
     assert named in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
