@@ -53,8 +53,8 @@ def merge(
 
     Raises TrainingError naming the run, step or directory at fault, CheckpointError for the checkpoint it started from.
     """
-    if out.exists() and any(out.iterdir()):
-        raise TrainingError(f"{out}: is there already and not empty")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out}: is there already, and no empty directory")
     settings = run_state.read_settings(run)
     base = locate(settings["checkpoint"])
     if vqvae is None and (base / DEPTH_DIRECTORY).is_dir():
@@ -62,12 +62,15 @@ def merge(
     model = merged_model(run, settings, base, step, dtype)
     model.config.norm_stats = json.loads((run / STATISTICS_FILE).read_text(encoding="utf-8"))
     model.config.action_encoding = settings["preset"]["action_encoding"]
-    model.save_pretrained(out)
-    Processor.from_pretrained(base).save_pretrained(out)
+    partial = out.with_name(f"{out.name}.partial")  # an interrupted merge leaves no checkpoint that looks whole
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    Processor.from_pretrained(base).save_pretrained(partial)
     for name in (STATISTICS_FILE, EMBODIMENT_FILE):
-        shutil.copy(run / name, out / name)
+        shutil.copy(run / name, partial / name)
     if vqvae is not None:
-        shutil.copytree(vqvae, out / DEPTH_DIRECTORY, ignore=shutil.ignore_patterns("training_state*"))
+        shutil.copytree(vqvae, partial / DEPTH_DIRECTORY, ignore=shutil.ignore_patterns("training_state*"))
+    partial.replace(out)
 
 
 def merged_model(

@@ -182,8 +182,7 @@ class Trainer:
         figures = []
         with self.averaged_weights():
             for number, batch in enumerate(self.mixture.validation()):
-                # Where weights are spread every process has to take part in every pass.
-                if self.sharded or number % self.accelerator.num_processes == self.accelerator.process_index:
+                if self._takes(number):
                     with self._precision():
                         figures.append(self.plain_objective(batch.to(self.accelerator.device)))
             totals = self._totals(figures) if self.preset.validation.samples else {}
@@ -193,15 +192,20 @@ class Trainer:
             self.log.write(step, {f"validation/{name}": value for name, value in _means(totals).items()})
 
     def _show_predictions(self, step: int) -> None:
-        # Where weights are spread every process has to take part in every pass.
-        if self.log is None and not self.sharded:
-            return
+        own = []
         for number, (dataset, frame) in enumerate(self.shown):
-            with self._precision():
-                shown = predict(self.model, self.processor, dataset, frame, self.vqvae)
-            if self.log is not None:
-                self.log.show(step, f"held-out/{number}", shown)
+            if self._takes(number):
+                with self._precision():
+                    own.append((number, predict(self.model, self.processor, dataset, frame, self.vqvae)))
         self._use({})
+        shown = dict(gather_object(own))
+        if self.log is not None:
+            for number in sorted(shown):
+                self.log.show(step, f"held-out/{number}", shown[number])
+
+    def _takes(self, number: int) -> bool:
+        """Whether this process does a piece of work that can be shared out; where weights are spread all have to."""
+        return self.sharded or number % self.accelerator.num_processes == self.accelerator.process_index
 
     def save(self, step: int) -> None:
         """A checkpoint of the run; every process calls it."""
