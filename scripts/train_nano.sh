@@ -44,7 +44,7 @@ record() { # NAME SEED none|all
     molmoact episodes export "$work/episodes/$1" --out "$work/exported/$1" --embodiment nano --embodiments "$embodiment" \
         --rate 10 --gripper command
     molmoact annotate "$work/exported/$1" --out "$work/$1" --depth camera --recordings "$work/episodes/$1" \
-        --vqvae "$work/depth_vqvae" --trace projection --calibration "$work/front.yaml"
+        --vqvae "$work/depth_vqvae" --trace projection --calibration "$work/front.yaml" --allow-constant
     # One meaning of the bins for all of nano's data: that of the scenes it is pre-trained on.
     cp "$work/posed/dataset_statistics.json" "$work/$1/"
     rm -rf "$work/episodes/$1" # raw depth, 100 MB each

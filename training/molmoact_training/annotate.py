@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from molmoact_training.annotated_dataset import (
+    ALLOW_CONSTANT,
     ANNOTATION_FILE,
     STATISTICS_FILE,
     AnnotatedDataset,
@@ -192,7 +193,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         frames = {episode.number: len(episode) for episode in demonstrations.episodes}
         depth = find_depth(options.dataset, options.recordings, embodiment.cameras[0], frames)
     _check_space(annotation.out, demonstrations, first)
-    settings = _described(key, annotation, demonstrations)
+    settings = _described(key, annotation, demonstrations) | {ALLOW_CONSTANT: options.allow_constant}
     return Plan(key, annotation, demonstrations.episodes, depth, settings)
 
 

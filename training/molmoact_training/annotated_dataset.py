@@ -29,6 +29,7 @@ from molmoact_training.errors import DatasetError
 
 STATISTICS_FILE = "dataset_statistics.json"
 ANNOTATION_FILE = "annotation.json"
+ALLOW_CONSTANT = "allow_constant"  # setting: some dimensions of the actions are meant never to change
 JPEG = {"quality": 95, "subsampling": 0}
 
 SCHEMA = pa.schema(

@@ -17,7 +17,7 @@ from molmoact_policy.errors import CheckpointError, EmbodimentError
 from molmoact_policy.processor import Processor
 from numpy.typing import NDArray
 
-from molmoact_training.annotated_dataset import AnnotatedDataset, Frame
+from molmoact_training.annotated_dataset import ALLOW_CONSTANT, AnnotatedDataset, Frame
 from molmoact_training.augmentation import augment
 from molmoact_training.batches import Batch, Sample, collate
 from molmoact_training.errors import DatasetError, PresetError
@@ -195,8 +195,11 @@ def _checked(name: str, path: Path) -> AnnotatedDataset:
     if not np.isfinite(dataset.all_actions()).all():
         raise DatasetError(f"{name}: {path}: actions hold values that are not finite")
     constant = np.flatnonzero(statistics.mask & (statistics.q99 <= statistics.q01))
-    if len(constant):
-        raise DatasetError(f"{name}: {path}: action dimensions {constant.tolist()} never change: q01 is q99")
+    if len(constant) and not dataset.settings.get(ALLOW_CONSTANT):
+        raise DatasetError(
+            f"{name}: {path}: action dimensions {constant.tolist()} never change: q01 is q99; if that is meant, "
+            "annotate with --allow-constant"
+        )
     if not all(text.strip() for text in set(dataset.column("instruction"))):
         raise DatasetError(f"{name}: {path}: some frames have an empty instruction")
     return dataset

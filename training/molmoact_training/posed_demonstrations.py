@@ -36,7 +36,14 @@ from molmoact_policy.trace import subsample_trace
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from molmoact_training.annotated_dataset import ANNOTATION_FILE, Frame, finish_dataset, shard_path, write_shard
+from molmoact_training.annotated_dataset import (
+    ALLOW_CONSTANT,
+    ANNOTATION_FILE,
+    Frame,
+    finish_dataset,
+    shard_path,
+    write_shard,
+)
 from molmoact_training.depth_pictures import picture_of_depth
 from molmoact_training.depth_vqvae import WEIGHTS_FILE, VQVAESettings, encode_pictures, train_vqvae
 
@@ -188,12 +195,12 @@ def trace_of(path: NDArray[np.float64], camera: RgbdCamera, data: Any) -> NDArra
 def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
     """The first `rows` steps [rows, 7]; a shorter plan ends by standing still with the gripper as it is.
 
-    To micrometres and microradians: a hand that stays upright would otherwise turn by rounding errors, and those would
-    be stretched to the whole range of bins.
+    To hundredths of a millimetre and of a milliradian: a hand that stays upright would otherwise turn by rounding
+    errors, and those would be stretched to the whole range of bins.
     """
     chunk = [np.concatenate([step.translation, step.rotation, [step.gripper]]) for step in plan[:rows]]
     stand_still = np.concatenate([np.zeros(6), [chunk[-1][6]]])
-    return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32).round(6)
+    return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32).round(5)
 
 
 def _demonstrations(config: dict[str, Any], scene_file: Path, checkpoint: Path) -> PosedDemonstrations:
@@ -257,7 +264,9 @@ def main() -> None:
     if any(process.exitcode for process in processes):
         raise SystemExit("posing demonstrations failed: see above")
     if not (arguments.out / ANNOTATION_FILE).exists():
-        finish_dataset(arguments.out, "nano", arguments.checkpoint / EMBODIMENT_FILE, {"arms": 1, **settings})
+        # The hand is always upright.
+        described = {"arms": 1, ALLOW_CONSTANT: True, **settings}
+        finish_dataset(arguments.out, "nano", arguments.checkpoint / EMBODIMENT_FILE, described)
 
 
 if __name__ == "__main__":

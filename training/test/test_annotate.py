@@ -16,7 +16,7 @@ import torch
 from molmoact_policy.actions import ActionStatistics
 from molmoact_policy.depth import DepthVQVAE
 from molmoact_training import annotate
-from molmoact_training.annotated_dataset import AnnotatedDataset, decode_image, encode_image
+from molmoact_training.annotated_dataset import ALLOW_CONSTANT, AnnotatedDataset, decode_image, encode_image
 from molmoact_training.annotation import action_chunks
 from molmoact_training.depth_estimation import DepthEstimator
 from molmoact_training.depth_pictures import picture_of_depth
@@ -407,6 +407,7 @@ def test_constant_dimensions_that_are_meant_are_made_exactly_so(place, tmp_path)
     rewrite(dataset / "data/chunk-000/file-000.parquet", action=nearly)
     assert annotate.main([str(dataset), "--out", str(tmp_path / "out"), *NOTHING, "--allow-constant"]) == 0
     result = AnnotatedDataset(tmp_path / "out")
+    assert result.settings[ALLOW_CONSTANT]
     assert len(np.unique(result.all_actions()[..., 3])) == 1
     assert np.all(result.statistics.normalise(result.all_actions())[..., 3] == 0)
 

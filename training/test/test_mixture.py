@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from molmoact_policy.processor import Processor
-from molmoact_training.annotated_dataset import Frame, finish_dataset, write_shard
+from molmoact_training.annotated_dataset import ALLOW_CONSTANT, Frame, finish_dataset, write_shard
 from molmoact_training.batches import Batch
 from molmoact_training.errors import DatasetError, PresetError
 from molmoact_training.mixture import Mixture
@@ -24,12 +24,12 @@ PRESET = Preset.from_file("nano")
 DEMONSTRATIONS = Group(rate=1, frames=("demonstrations",), kinds=Kinds(reasoning=0.8, steering=0.2))
 
 
-def write_dataset(directory: Path, frames: list[Frame], key: str = "nano") -> Path:
+def write_dataset(directory: Path, frames: list[Frame], key: str = "nano", **settings) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     write_shard(directory, 0, frames)
     embodiment = directory / "conventions.yaml"
     embodiment.write_text(yaml.safe_dump({key: EMBODIMENT["nano"]}))
-    finish_dataset(directory, key, embodiment, {"arms": frames[0].actions.shape[1] // 7})
+    finish_dataset(directory, key, embodiment, {"arms": frames[0].actions.shape[1] // 7, **settings})
     return directory
 
 
@@ -227,6 +227,13 @@ def test_a_dataset_that_cannot_be_trained_on_is_named_with_the_reason(
     data = write_dataset(tmp_path / "bad", frames(3, **changes) + others)
     with pytest.raises(DatasetError, match=rf"d: .*bad: .*{message}"):
         mixture(processor, {"d": data}, Group(rate=1, frames=("d",), kinds=kinds))
+
+
+def test_dimensions_that_are_meant_never_to_change_can_be_trained_on(processor, tmp_path) -> None:
+    actions = frame().actions.copy()
+    actions[:, 3:5] = 0.25
+    data = write_dataset(tmp_path / "upright", frames(3, actions=actions), **{ALLOW_CONSTANT: True})
+    mixture(processor, {"demonstrations": data}).sample(0, 0)
 
 
 def test_a_frame_that_is_too_long_is_named_before_the_first_step(processor, tmp_path) -> None:
