@@ -21,7 +21,7 @@ help:
 	@echo 'make record   demonstrations of the scripted operator, through teleoperation and recorder'
 	@echo '              EPISODES=20  SEED=first seed  TASK=pick|place|push  OUT=directory'
 	@echo 'make test     lint, types and every test'
-	@echo 'make nano     train the embedded checkpoint again, into data/nano (about an hour on two cores)'
+	@echo 'make nano     train the embedded checkpoint again, into data/nano (some hours on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
 	@echo 'make clean    remove the build, keep the virtual environment'
