@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from molmoact_training.errors import PresetError
-
-DIRECTORY = Path(__file__).resolve().parents[2] / "config" / "training"
 
 FRAME_KINDS = ("reasoning", "steering", "depth", "trace")
 
@@ -261,18 +260,27 @@ class Preset:
         return TypeAdapter(type(self)).dump_python(self, mode="json")
 
 
+def directory() -> Path:
+    """Where the presets that come with the workspace are. Raises PresetError where it is not built."""
+    try:
+        return Path(get_package_share_directory("molmoact_bringup")) / "config" / "training"
+    except PackageNotFoundError as error:
+        raise PresetError("presets by name are those of a built workspace, which this is not: give a file") from error
+
+
 def available() -> list[str]:
     """Names of the presets that come with the workspace."""
-    return sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
+    return sorted(path.stem for path in directory().glob("*.yaml"))
 
 
 def find(name: str | Path) -> Path:
     """The file of a preset given by path or by name. Raises PresetError listing the names there are."""
     path = Path(name)
-    candidates = [path] if path.suffix == ".yaml" else [path, DIRECTORY / f"{name}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    if path.is_file():
+        return path
+    named = directory() / f"{name}.yaml"
+    if named.is_file():
+        return named
     raise PresetError(f"preset {name}: no such file, and none of {', '.join(available())}")
 
 
@@ -288,10 +296,16 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise PresetError(f"{path}: expected a mapping with the section 'training'")
     if "based_on" not in content:
         return section
-    base = path.parent / f"{content['based_on']}.yaml"
+    return _over(_merged(_base(path, content["based_on"]), (*seen, path)), section)
+
+
+def _base(path: Path, name: Any) -> Path:
+    """The file that a preset is based on: beside it, or one that comes with the workspace."""
+    beside = path.parent / f"{name}.yaml"
+    base = beside if beside.is_file() else directory() / f"{name}.yaml"
     if not base.is_file():
-        raise PresetError(f"{path}: based_on: {content['based_on']}: no {base}")
-    return _over(_merged(base, (*seen, path)), section)
+        raise PresetError(f"{path}: based_on: {name}: no {beside}, and none of {', '.join(available())}")
+    return base
 
 
 def _over(base: Any, changes: Any) -> Any:

@@ -122,6 +122,13 @@ def test_an_unknown_name_lists_what_there_is() -> None:
         Preset.from_file("nanoo")
 
 
+def test_a_preset_of_ones_own_can_be_based_on_one_of_the_workspace(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("based_on: nano\ntraining: {steps: 7}")
+    mine, nano = Preset.from_file(tmp_path / "mine.yaml"), Preset.from_file("nano")
+    assert (mine.name, mine.steps) == ("mine", 7)
+    assert mine.optimizer == nano.optimizer
+
+
 def test_a_preset_based_on_another_states_only_what_differs(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"training": settings()}))
     changed = "based_on: base\ntraining: {steps: 7, loss: {z_loss: 0.5}, mixture: [{rate: 2, questions: [q]}]}"
