@@ -35,3 +35,7 @@ class ReplyError(PolicyError):
         self.text = text
         self.depth_codes = depth_codes
         self.trace = trace
+
+
+class Interrupted(PolicyError):
+    """A reply that was not finished because it is no longer wanted."""

@@ -39,7 +39,7 @@ from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW
 from molmoact_policy.errors import EmbodimentError, ObservationError, PolicyError, ReplyError
 from molmoact_policy.frames import SECOND, Frame, FrameBuffer
 from molmoact_policy.messages import chunk_message, reasoning_message, shown_trace
-from molmoact_policy.policy import Policy, Prediction
+from molmoact_policy.policy import DECODERS, Policy, Prediction
 from molmoact_policy.runner import Chunk, Runner, Seen, Settings
 from molmoact_policy.task import Refused, Task, Tasks, checked_instruction
 from molmoact_policy.trace import draw_trace
@@ -69,6 +69,11 @@ class PolicyParameters:
     threads: int = parameter(0, "of torch on a CPU; 0: one for each core", minimum=0, maximum=1024)
     variant: str = parameter(
         AUTO, "which of the released codes to compute as; auto: as config.json says, else hf", choices=(AUTO, *VARIANTS)
+    )
+    decoder: str = parameter(
+        DECODERS[0],
+        "strict: only complete, well-formed replies; free: whatever the model says; generate: that, slowly",
+        choices=DECODERS,
     )
     depth_vqvae: str | None = parameter(
         None, "decoder of depth codes: a directory or weight file; not set: the checkpoint's"
@@ -121,6 +126,7 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
         variant=None if parameters.variant == AUTO else parameters.variant,
         depth_vqvae=parameters.depth_vqvae,
         embodiments=parameters.embodiments,
+        decoder=parameters.decoder,
     )
     if policy.embodiment is None:
         raise EmbodimentError(f"{directory} has no {EMBODIMENT_FILE}, and parameter 'embodiments' names no other")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 from molmoact_policy.actions import ActionStatistics
 from molmoact_policy.checkpoint import CONFIG, locate, read_config
 from molmoact_policy.config import MolmoActConfig
+from molmoact_policy.decoding import Decoded, Decoder
 from molmoact_policy.depth import DepthVQVAE, to_grey
+from molmoact_policy.drafts import Drafts
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
 from molmoact_policy.errors import CheckpointError, ObservationError, ReplyError
+from molmoact_policy.grammar import Grammar
 from molmoact_policy.images import PREPROCESSOR_CONFIG, check_rgb
 from molmoact_policy.model import MolmoActForActionReasoning
+from molmoact_policy.perception import Perception
 from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
 from molmoact_policy.prompts import reasoning_prompt, steering_prompt
 from molmoact_policy.reply import MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
@@ -30,6 +34,10 @@ DEPTH_DIRECTORY = "depth_vqvae"
 # Per arm. The release's limit for its multi-view checkpoints; a reply with 8 rows takes about 430 Qwen tokens.
 MAX_NEW_TOKENS = 512
 MAX_INSTRUCTION_LENGTH = 500
+
+# How replies are decoded: only what the grammar of replies allows; greedily, whatever comes; or, slowly, by
+# transformers' own loop, which is what the first two are measured against.
+DECODERS = ("strict", "free", "generate")
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,20 @@ class Policy:
         *,
         depth_vqvae: DepthVQVAE | None = None,
         embodiment: Embodiment | None = None,
+        decoder: str = "strict",
     ) -> None:
+        """decoder: one of DECODERS. Raises ValueError for another, and CheckpointError for a tokenizer whose replies
+        are no regular language.
+        """
+        if decoder not in DECODERS:
+            raise ValueError(f"decoder is {decoder!r} ({', '.join(DECODERS)})")
         self.model = model
         self.processor = processor
         self.statistics = statistics
         self.depth_vqvae = depth_vqvae
         self.embodiment = embodiment
+        self.decoder = decoder
+        self._engine = None if decoder == "generate" else _Engine(self)
 
     @classmethod
     def from_pretrained(
@@ -87,6 +103,7 @@ class Policy:
         variant: str | None = None,
         depth_vqvae: str | Path | None = None,
         embodiments: str | Path | None = None,
+        decoder: str = "strict",
     ) -> Policy:
         """A checkpoint in the official layout (a directory, or a hub repository in the local cache), checked first.
 
@@ -94,8 +111,8 @@ class Policy:
         one. dtype "auto": as stored. variant: see MolmoActForActionReasoning.from_pretrained. depth_vqvae: a directory
         or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its own. embodiments: a file
         with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without either `embodiment` is None.
-        Raises CheckpointError naming the file, tensor, key or size at fault, and EmbodimentError for a file of
-        conventions.
+        decoder: one of DECODERS. Raises CheckpointError naming the file, tensor, key or size at fault, and
+        EmbodimentError for a file of conventions.
         """
         directory = locate(directory)
         config = read_config(directory)
@@ -103,38 +120,55 @@ class Policy:
         embodiment = _embodiment(directory, embodiments, statistics)
         processor = Processor.from_pretrained(directory)
         check_fit(directory, config, processor)
-        decoder = _depth_vqvae(directory, depth_vqvae)
+        vqvae = _depth_vqvae(directory, depth_vqvae)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = MolmoActForActionReasoning.from_pretrained(
             directory, config=config, dtype=dtype, device=device, variant=variant
         )
-        return cls(model, processor, statistics, depth_vqvae=decoder, embodiment=embodiment)
+        return cls(model, processor, statistics, depth_vqvae=vqvae, embodiment=embodiment, decoder=decoder)
 
     @torch.inference_mode()
-    def act(self, observation: Observation) -> Prediction:
-        """One reply by greedy decoding with transformers' own loop.
+    def act(self, observation: Observation, should_stop: Callable[[], bool] | None = None) -> Prediction:
+        """One reply, decoded greedily.
 
-        Raises ObservationError before the model runs, and ReplyError, with the parts that do parse, when the reply is
-        not complete and well-formed.
+        should_stop: asked before every pass of the language model (not by the decoder "generate"). Raises
+        ObservationError before the model runs; ReplyError, with the parts that do parse, when the reply is not complete
+        and well-formed, which of a strict decoder it is unless the context is too short; and Interrupted.
         """
         started = time.perf_counter()
         images, prompt = self._prepare(observation)
+        steered = observation.trace is not None
+        if self._engine is None:
+            decoded = self._generate(images, prompt)
+        else:
+            decoded = self._engine.reply(images, prompt, steered, should_stop)
+        return self._read(decoded, observation, started)
+
+    def _generate(self, images: list[NDArray[np.uint8]], prompt: str) -> Decoded:
+        """By transformers' own loop, with a pass for every token."""
         # Several views go in as one numbered group; a single picture as the pretraining checkpoints saw it.
         inputs = self.processor(images, prompt)
         prompt_length = inputs["input_ids"].shape[1]
-        context = self.model.config.llm_config.max_position_embeddings
-        if prompt_length >= context:
-            raise ObservationError(f"prompt of {prompt_length} tokens does not fit the context of {context}")
         output = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
-            max_new_tokens=min(MAX_NEW_TOKENS * self.statistics.dimensions // ROW, context - prompt_length),
+            max_new_tokens=self.room(prompt_length),
             do_sample=False,
             eos_token_id=self.processor.eos_id,
             pad_token_id=self.processor.pad_id,
         )
         token_ids = output[0, prompt_length:].tolist()
-        return self._read(token_ids, observation, started)
+        return Decoded(token_ids, len(token_ids))
+
+    def room(self, prompt_length: int) -> int:
+        """How many tokens a reply may have: a strict one, which ends by itself, all that the context has left. Raises
+        ObservationError when the prompt alone is too long.
+        """
+        context = self.model.config.llm_config.max_position_embeddings
+        if prompt_length >= context:
+            raise ObservationError(f"prompt of {prompt_length} tokens does not fit the context of {context}")
+        left = context - prompt_length
+        return left if self.decoder == "strict" else min(MAX_NEW_TOKENS * self.statistics.dimensions // ROW, left)
 
     def decode_depth(self, codes: Sequence[int]) -> NDArray[np.uint8] | None:
         """Depth codes as a picture, uint8 [H, W], near is bright; None when the checkpoint has no depth VQVAE."""
@@ -177,7 +211,8 @@ class Policy:
         for index, image in enumerate(images):
             check_rgb(image, f"{cameras[index]} image" if cameras else f"image {index}")
 
-    def _read(self, token_ids: list[int], observation: Observation, started: float) -> Prediction:
+    def _read(self, decoded: Decoded, observation: Observation, started: float) -> Prediction:
+        token_ids = decoded.ids
         text = self.processor.decode(token_ids)
         steered = observation.trace is not None
         given = [(int(x), int(y)) for x, y in observation.trace or ()]
@@ -196,8 +231,40 @@ class Policy:
             text=text,
             token_ids=token_ids,
             latency=time.perf_counter() - started,
-            forward_passes=len(token_ids),
+            forward_passes=decoded.passes,
         )
+
+
+class _Engine:
+    """What the decoders "strict" and "free" need beside the model: a grammar and drafts for both kinds of reply."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._perception = Perception(policy.model, policy.processor)
+        strict = policy.decoder == "strict"
+        self._decoder = Decoder(policy.model, policy.processor.eos_id, strict=strict)
+        dimensions = policy.statistics.dimensions
+        rows = policy.embodiment.rows if policy.embodiment is not None else None
+        self._grammars = [
+            Grammar(policy.processor, dimensions, rows=rows, steered=steered) for steered in (False, True)
+        ]
+        self._drafts = [Drafts(grammar) for grammar in self._grammars]
+
+    def reply(
+        self,
+        images: list[NDArray[np.uint8]],
+        prompt: str,
+        steered: bool,
+        should_stop: Callable[[], bool] | None,
+    ) -> Decoded:
+        prefix = self._perception.prefix(images, prompt)
+        room = self._policy.room(len(prefix.signature))
+        grammar, drafts = self._grammars[steered], self._drafts[steered]
+        decoded = self._decoder.decode(prefix, grammar, drafts.choices(), room, should_stop)
+        said = grammar.read(decoded.ids)
+        if said is not None:
+            drafts.learn(said)
+        return decoded
 
 
 def check_trace(trace: Sequence[tuple[int, int]]) -> None:

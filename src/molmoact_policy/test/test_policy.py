@@ -10,7 +10,7 @@ import yaml
 from molmoact_policy.actions import SYMBOLS, decode_bins, format_actions
 from molmoact_policy.depth import DepthVQVAE
 from molmoact_policy.embodiment import resize_image
-from molmoact_policy.errors import CheckpointError, EmbodimentError, ObservationError, ReplyError
+from molmoact_policy.errors import CheckpointError, EmbodimentError, Interrupted, ObservationError, ReplyError
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_policy.policy import Observation, Policy
@@ -126,7 +126,7 @@ class Scripted:
 
 
 def scripted(directory: Path, text: str, end: bool = True, **options: object) -> Policy:
-    policy = Policy.from_pretrained(directory, **options)
+    policy = Policy.from_pretrained(directory, **{"decoder": "generate"} | options)
     ids = policy.processor.encode_reply(text)
     policy.model = Scripted(policy.model, ids if end else ids[:-1])  # type: ignore[assignment]
     return policy
@@ -149,8 +149,46 @@ def test_a_complete_reply_becomes_a_prediction(saved: Path) -> None:
 
 def test_a_random_model_is_refused_with_its_text(saved: Path) -> None:
     with pytest.raises(ReplyError, match="action: ") as caught:
-        Policy.from_pretrained(saved).act(observation())
+        Policy.from_pretrained(saved, decoder="generate").act(observation())
     assert isinstance(caught.value.text, str)
+
+
+@pytest.mark.parametrize("trace", [None, TRACE])
+def test_decoded_strictly_even_a_random_model_replies_completely(saved: Path, trace: list | None) -> None:
+    policy = Policy.from_pretrained(saved)
+    for instruction in ("pick up the red cube", "open the drawer"):
+        prediction = policy.act(observation(instruction=instruction, trace=trace))
+        assert prediction.actions.shape == (8, 7)
+        assert len(prediction.depth_codes) == (100 if trace is None else 0)
+        assert prediction.forward_passes < len(prediction.token_ids)
+
+
+def test_freely_decoded_a_reply_is_the_one_of_the_slow_loop(saved: Path) -> None:
+    replies = []
+    for decoder in ("free", "generate"):
+        policy = Policy.from_pretrained(saved, decoder=decoder, dtype="float32")
+        with pytest.raises(ReplyError) as caught:
+            policy.act(observation())
+        replies.append(caught.value.text)
+    assert replies[0] == replies[1]
+
+
+def test_a_reply_that_is_no_longer_wanted_is_not_finished(saved: Path) -> None:
+    policy = Policy.from_pretrained(saved)
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    with pytest.raises(Interrupted, match="after 2 passes"):
+        policy.act(observation(), should_stop)
+    assert policy.act(observation()).actions.shape == (8, 7)
+
+
+def test_an_unknown_decoder_is_refused_by_name(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"decoder is 'fast' \(strict, free, generate\)"):
+        Policy.from_pretrained(saved, decoder="fast")
 
 
 def test_with_a_trace_it_is_drawn_on_the_first_resized_image_and_steers(saved: Path) -> None:
