@@ -57,7 +57,7 @@ class ArmInterface:
         self._gripper.interrupt(reason)
 
     def forget_targets(self) -> None:
-        """What was sent while nobody followed is void."""
+        """What was sent while nobody followed, or for another scene, is void."""
         self._targets.take()
 
     def follow(self) -> None:
@@ -90,6 +90,7 @@ class ArmInterface:
     def engage_unless_commanded(self) -> None:
         """An idle arm that nobody sends targets holds its pose actively; otherwise it waits for a near target."""
         if self._publishers() == 0:
+            self.forget_targets()  # of a publisher that has gone
             self._simulation.engage(self._arm)
 
     def _create_publishers(self, prefix: str) -> None:

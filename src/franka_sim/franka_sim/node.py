@@ -123,6 +123,8 @@ class SimulatorNode(ManagedNode):
         except errors.TaskError as error:
             response.message = str(error)
             return response
+        for arm in self._arms:
+            arm.forget_targets()
         response.success, response.instruction = True, self._episode.instruction
         response.message = f"{request.task}, seed {request.seed}"
         return response
