@@ -53,7 +53,8 @@ def predict(
     vqvae: DepthVQVAE | None = None,
 ) -> Shown:
     """One reply by greedy decoding; one that cannot be read is shown as far as it can."""
-    policy = Policy(model, processor, dataset.statistics, depth_vqvae=vqvae)
+    # Weights that are spread over processes are only whole within the model's own passes.
+    policy = Policy(model, processor, dataset.statistics, depth_vqvae=vqvae, decoder="generate")
     try:
         prediction = policy.act(Observation(frame.images, frame.instruction))
         codes, trace, reply = prediction.depth_codes, prediction.trace, prediction.text
