@@ -122,6 +122,13 @@ class Trie:
         self.some_choice = [below[node] for node in range(len(self.children))]
         self.nodes = {choice: self._path(sequence) for choice, sequence in tokens.items()}
 
+    def guess(self, node: int, exit: int) -> Choice:
+        """A choice below a node, with this exit if there is one."""
+        choice = self.some_choice[node]
+        preferred = choice._replace(exit=exit)
+        begun = self.prefix[node]
+        return preferred if self.tokens[preferred][: len(begun)] == begun else choice
+
     def is_open(self, node: int) -> bool:
         """Whether a choice ends here and another goes on."""
         return self.leaf[node] is not None and bool(self.children[node])
@@ -281,7 +288,7 @@ class Grammar:
             trie = self.tries[place]
             choice, skipped = choices[place], len(trie.prefix[node])
             if trie.tokens[choice][:skipped] != trie.prefix[node]:
-                choice = trie.some_choice[node]
+                choice = trie.guess(node, choice.exit)
             spelled.segments.append((place, choice, skipped, len(spelled.ids)))
             spelled.ids += trie.tokens[choice][skipped:]
             spelled.sets += self._sets[place][choice][skipped:]
@@ -312,8 +319,8 @@ class Grammar:
                 token = predicted[start + i - skipped]
                 if token != tokens[i]:
                     node = trie.children[nodes[i]].get(token)
-                    if node is not None:
-                        choices[place] = trie.some_choice[node]
+                    ended = trie.leaf[nodes[i]]  # if the token belongs to the next place already
+                    choices[place] = trie.guess(node, choice.exit) if node is not None else ended or choice
                     break
             else:
                 choices[place] = choice
