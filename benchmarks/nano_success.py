@@ -87,6 +87,7 @@ class Arena:
             kind, cube, other = task.split(":")
             asked = f"{kind}:{other}:{cube}"
         self.sim.reset(task, seed)
+        self.policy.forget()
         spec = TaskSpec.parse(task, self.config)
         words = TaskSpec.parse(asked, self.config).instruction if campaign == "trace" else spec.instruction
         if campaign in ("reworded", "words_only"):

@@ -77,6 +77,8 @@ class Recited:
         }
         self.asked = 0
 
+    def forget(self) -> None: ...
+
     def act(self, observation: Observation) -> Prediction:
         self.asked += 1
         index = self._row_of[observation.instruction, int(observation.images[0].mean())]

@@ -11,7 +11,7 @@ rounded differently, so that of two tokens whose logits are nearly equal the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,16 @@ class Decoder:
         draft: list[Choice],
         max_tokens: int,
         should_stop: Callable[[], bool] | None = None,
+        given: Mapping[int, Choice] | None = None,
     ) -> Decoded:
         """The reply to a prefix.
 
         draft: a guess at every place of the grammar, whatever it may be worth. max_tokens: where the reply is cut off.
-        should_stop: asked before every pass. Raises Interrupted when it says so.
+        should_stop: asked before every pass. Raises Interrupted when it says so. given: what the reply says at these
+        places, whatever the model thinks of it; only of a strict decoder.
         """
-        choices = list(draft)
+        given = given or {}
+        choices = [given.get(place, choice) for place, choice in enumerate(draft)]
         pending = self._reuse(prefix)
         ids: list[int] = []
         state: State | None = grammar.start
@@ -78,8 +81,10 @@ class Decoder:
         while True:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after {passes} passes")
-            limit = min(self._window, max_tokens - len(ids))
-            guess = _spell(grammar, state, choices, unspelled, limit)
+            guess = Spelled(unspelled[: self._window], [], [])
+            if state is not None:
+                guess = grammar.spell(state, choices, self._window, given)
+            guess = guess.cut(max_tokens - len(ids))
             hidden = self._run(pending, guess.ids[:-1])
             passes += 1
             self._cached = prefix.signature
@@ -151,14 +156,6 @@ class _LegalScorer:
         for index, number in zip(open_places, best, strict=True):
             predicted[index] = self._ids[number]
         return predicted
-
-
-def _spell(grammar: Grammar, state: State | None, choices: list[Choice], unspelled: list[int], limit: int) -> Spelled:
-    """The next tokens as guessed, at least one and at most `limit`."""
-    if state is None:
-        return Spelled(unspelled[:limit], [], [])
-    spelled = grammar.spell(state, choices, limit)
-    return Spelled(spelled.ids[:limit], spelled.sets[:limit], spelled.segments)
 
 
 def _agreed(guessed: list[int], predicted: list[int]) -> int:

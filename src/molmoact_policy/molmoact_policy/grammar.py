@@ -10,7 +10,7 @@ the text before and after it, a token ends whatever the values around are (a cut
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -254,6 +254,14 @@ class Grammar:
             state = self._step(state, token, choices)
         return choices if state == self.end else None
 
+    def first_rows(self, values: NDArray[np.int64]) -> dict[int, Choice]:
+        """The choices that write these values [k, D] in the first action rows, in whichever wording, and go on."""
+        return {
+            number: Choice(int(values[place.row, place.column]), 0)
+            for number, place in enumerate(self.places)
+            if place.part == "action" and place.block == 0 and place.row < len(values)
+        }
+
     def _step(self, state: State, token: int, made: list[tuple[int, Choice]]) -> State | None:
         """`step`; the choices that it ends are added to `made`."""
         if state == self.end:
@@ -279,32 +287,40 @@ class Grammar:
             return NO_CHOICE
         return self._open_sets.get(state, self._node_sets[state.place][state.node])
 
-    def spell(self, state: State, choices: Sequence[Choice], limit: int) -> Spelled:
-        """About `limit` tokens (to the end of a place) from a state on, with the given choice at every place; where the
-        state already excludes it, another that it allows."""
-        first, spelled = state, Spelled([], [], [])
-        while state != self.end and len(spelled.ids) < limit:
+    def spell(
+        self, state: State, choices: Sequence[Choice], limit: int, decided: Container[int] = frozenset()
+    ) -> Spelled:
+        """Tokens from a state on, with the given choice at every place; where the state already excludes it, another
+        that it allows.
+
+        limit: how many at most, from the first on that is open to choice. decided: places of which none is.
+        """
+        spelled, forced, reached = Spelled([], [], []), 0, state
+        while state != self.end and len(spelled.ids) - forced < limit:
             place, node = state
             trie = self.tries[place]
             choice, skipped = choices[place], len(trie.prefix[node])
             if trie.tokens[choice][:skipped] != trie.prefix[node]:
                 choice = trie.guess(node, choice.exit)
             spelled.segments.append((place, choice, skipped, len(spelled.ids)))
-            spelled.ids += trie.tokens[choice][skipped:]
-            spelled.sets += self._sets[place][choice][skipped:]
+            tokens, sets = trie.tokens[choice][skipped:], self._sets[place][choice][skipped:]
+            if self._open_sets:
+                sets, reached = self._sets_along(reached, tokens)
+            spelled.ids += tokens
+            spelled.sets += [NO_CHOICE] * len(tokens) if place in decided else sets
+            while forced < len(spelled.sets) and spelled.sets[forced] == NO_CHOICE:
+                forced += 1
             state = State(self.exits[place][choice.exit], 0)
-        if self._open_sets:
-            spelled.sets = self._sets_along(first, spelled.ids)
-        return spelled
+        return spelled.cut(forced + limit)
 
-    def _sets_along(self, state: State, ids: Sequence[int]) -> list[int]:
+    def _sets_along(self, state: State, ids: Sequence[int]) -> tuple[list[int], State]:
         sets = []
         for token in ids:
             sets.append(self.set_of(state))
             following = self.step(state, token)
             assert following is not None
             state = following
-        return sets
+        return sets, state
 
     def refine(self, choices: list[Choice], spelled: Spelled, predicted: Sequence[int]) -> None:
         """Replaces the choices that were spelled by those the model would make, one place at a time.
@@ -334,6 +350,10 @@ class Spelled:
     ids: list[int]
     sets: list[int]
     segments: list[tuple[int, Choice, int, int]]
+
+    def cut(self, limit: int) -> Spelled:
+        """The first `limit` tokens."""
+        return Spelled(self.ids[:limit], self.sets[:limit], self.segments)
 
 
 class _Tokenisation:

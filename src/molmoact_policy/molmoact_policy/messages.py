@@ -48,6 +48,7 @@ def reasoning_message(
     if not isinstance(reply, ReplyError):
         message.latency = duration_from_seconds(reply.latency)
         message.forward_passes = reply.forward_passes
+        message.reused = reply.reused
     return message
 
 

@@ -75,6 +75,17 @@ class PolicyParameters:
         "strict: only complete, well-formed replies; free: whatever the model says; generate: that, slowly",
         choices=DECODERS,
     )
+    reasoning: str = parameter(
+        "full",
+        "reuse: keep depth and trace while the pictures hardly change; sooner, but not what the model would say",
+        choices=("full", "reuse"),
+    )
+    reuse_threshold: float = parameter(
+        8.0,
+        "largest change of any of a picture's 10 x 10 cells up to which reasoning is reused, in brightness of 255",
+        minimum=0.0,
+        maximum=255.0,
+    )
     depth_vqvae: str | None = parameter(
         None, "decoder of depth codes: a directory or weight file; not set: the checkpoint's"
     )
@@ -108,6 +119,9 @@ class PolicyParameters:
         choices=("synchronous", "asynchronous"),
     )
     execute_rows: int = parameter(0, "rows of a reply that are sent; 0: all", minimum=0, maximum=1000)
+    action_prefix: bool = parameter(
+        False, "asynchronous: a reply begins with the rows that run while the policy thinks, and goes on from them"
+    )
     settle_time: float = parameter(
         0.2, "synchronous: rest between the last row and the next image, s", minimum=0.0, maximum=60.0
     )
@@ -127,6 +141,7 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
         depth_vqvae=parameters.depth_vqvae,
         embodiments=parameters.embodiments,
         decoder=parameters.decoder,
+        reuse_threshold=parameters.reuse_threshold if parameters.reasoning == "reuse" else None,
     )
     if policy.embodiment is None:
         raise EmbodimentError(f"{directory} has no {EMBODIMENT_FILE}, and parameter 'embodiments' names no other")
@@ -157,7 +172,7 @@ class PolicyNode(ManagedNode):
         self._tasks = Tasks(lambda instruction: self._task_publisher.publish(String(data=instruction)))
         self._frames = FrameBuffer(self.p.cameras, self.p.sync_tolerance, self.p.max_image_age)
         self._runner = Runner(
-            self._policy.act, self._decode, self._frames, self._tasks, self._settings, self._now, output=self
+            self._policy, self._decode, self._frames, self._tasks, self._settings, self._now, output=self
         )
         self._subscribe()
         self._serve()
@@ -178,6 +193,7 @@ class PolicyNode(ManagedNode):
 
     def _check_parameters(self) -> None:
         p = self.p
+        self._check_decoder()
         if not p.cameras or len(set(p.cameras)) != len(p.cameras):
             raise ConfigurationError(f"parameter 'cameras': {list(p.cameras)}, expected different names, at least one")
         if len(p.camera_topics) != len(p.cameras):
@@ -191,6 +207,18 @@ class PolicyNode(ManagedNode):
                 checked_instruction(p.instruction)
             except Refused as refusal:
                 raise ConfigurationError(f"parameter 'instruction': {refusal}") from refusal
+
+    def _check_decoder(self) -> None:
+        p = self.p
+        if p.reasoning == "reuse" and p.decoder != "strict":
+            raise ConfigurationError(f"parameter 'reasoning': reuse needs decoder strict, this is {p.decoder}")
+        if p.action_prefix and p.decoder != "strict":
+            raise ConfigurationError(f"parameter 'action_prefix': needs decoder strict, this is {p.decoder}")
+        if p.action_prefix and p.execution != "asynchronous":
+            raise ConfigurationError(
+                f"parameter 'action_prefix': needs execution asynchronous, this is {p.execution}: nothing runs while "
+                "the policy thinks"
+            )
 
     def _load_checkpoint(self) -> None:
         try:
@@ -222,6 +250,7 @@ class PolicyNode(ManagedNode):
         p = self.p
         return Settings(
             synchronous=p.execution == "synchronous",
+            action_prefix=p.action_prefix,
             execute_rows=p.execute_rows,
             step_period=round(self._embodiment.step_period * SECOND),
             settle_time=round(p.settle_time * SECOND),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from molmoact_policy.actions import ActionStatistics
+from molmoact_policy.actions import ActionStatistics, encode_bins
 from molmoact_policy.checkpoint import CONFIG, locate, read_config
 from molmoact_policy.config import MolmoActConfig
 from molmoact_policy.decoding import Decoded, Decoder
@@ -25,7 +25,8 @@ from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.perception import Perception
 from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
 from molmoact_policy.prompts import reasoning_prompt, steering_prompt
-from molmoact_policy.reply import MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
+from molmoact_policy.reply import HIGHEST_BIN, MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
+from molmoact_policy.reuse import KeptReasoning
 from molmoact_policy.tokenizer import DEPTH_TOKENS
 from molmoact_policy.trace import draw_trace
 
@@ -45,12 +46,15 @@ class Observation:
     """What the policy is shown.
 
     images: uint8 RGB [H, W, 3], one per camera in the checkpoint's order; instruction: the task in words; trace: two to
-    five points (x, y) in 0..255 across and down the first image that the arm shall follow, or None to let it decide.
+    five points (x, y) in 0..255 across and down the first image that the arm shall follow, or None to let it decide;
+    executing: [k, D] in the dataset's units, the first rows of the reply, because they run whatever it says (strict
+    decoder only).
     """
 
     images: Sequence[NDArray[np.uint8]]
     instruction: str
     trace: Sequence[tuple[int, int]] | None = None
+    executing: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Prediction:
     token_ids: list[int]  # as generated, EOS included
     latency: float  # s, from observation to prediction
     forward_passes: int  # of the language model, the prefill included
+    reused: bool = False  # depth codes and trace are those of an earlier reply
 
 
 class Policy:
@@ -78,19 +83,24 @@ class Policy:
         depth_vqvae: DepthVQVAE | None = None,
         embodiment: Embodiment | None = None,
         decoder: str = "strict",
+        reuse_threshold: float | None = None,
     ) -> None:
-        """decoder: one of DECODERS. Raises ValueError for another, and CheckpointError for a tokenizer whose replies
-        are no regular language.
+        """decoder: one of DECODERS. reuse_threshold: the largest change of the pictures at which depth and trace are
+        not thought out again (see KeptReasoning), None to always do; strict decoder only.
+
+        Raises ValueError for another, and CheckpointError for a tokenizer whose replies are no regular language.
         """
         if decoder not in DECODERS:
             raise ValueError(f"decoder is {decoder!r} ({', '.join(DECODERS)})")
+        if reuse_threshold is not None and decoder != "strict":
+            raise ValueError(f"reuse_threshold needs the decoder 'strict', this is {decoder!r}")
         self.model = model
         self.processor = processor
         self.statistics = statistics
         self.depth_vqvae = depth_vqvae
         self.embodiment = embodiment
         self.decoder = decoder
-        self._engine = None if decoder == "generate" else _Engine(self)
+        self._engine = None if decoder == "generate" else _Engine(self, reuse_threshold)
 
     @classmethod
     def from_pretrained(
@@ -104,6 +114,7 @@ class Policy:
         depth_vqvae: str | Path | None = None,
         embodiments: str | Path | None = None,
         decoder: str = "strict",
+        reuse_threshold: float | None = None,
     ) -> Policy:
         """A checkpoint in the official layout (a directory, or a hub repository in the local cache), checked first.
 
@@ -111,7 +122,7 @@ class Policy:
         one. dtype "auto": as stored. variant: see MolmoActForActionReasoning.from_pretrained. depth_vqvae: a directory
         or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its own. embodiments: a file
         with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without either `embodiment` is None.
-        decoder: one of DECODERS. Raises CheckpointError naming the file, tensor, key or size at fault, and
+        decoder, reuse_threshold: see Policy. Raises CheckpointError naming the file, tensor, key or size at fault, and
         EmbodimentError for a file of conventions.
         """
         directory = locate(directory)
@@ -126,7 +137,15 @@ class Policy:
         model = MolmoActForActionReasoning.from_pretrained(
             directory, config=config, dtype=dtype, device=device, variant=variant
         )
-        return cls(model, processor, statistics, depth_vqvae=vqvae, embodiment=embodiment, decoder=decoder)
+        return cls(
+            model,
+            processor,
+            statistics,
+            depth_vqvae=vqvae,
+            embodiment=embodiment,
+            decoder=decoder,
+            reuse_threshold=reuse_threshold,
+        )
 
     @torch.inference_mode()
     def act(self, observation: Observation, should_stop: Callable[[], bool] | None = None) -> Prediction:
@@ -137,18 +156,19 @@ class Policy:
         and well-formed, which of a strict decoder it is unless the context is too short; and Interrupted.
         """
         started = time.perf_counter()
-        images, prompt = self._prepare(observation)
-        steered = observation.trace is not None
-        if self._engine is None:
-            decoded = self._generate(images, prompt)
-        else:
-            decoded = self._engine.reply(images, prompt, steered, should_stop)
-        return self._read(decoded, observation, started)
+        request = self._prepare(observation)
+        reply = self._generate(request) if self._engine is None else self._engine.reply(request, should_stop)
+        return self._read(reply, observation, started)
 
-    def _generate(self, images: list[NDArray[np.uint8]], prompt: str) -> Decoded:
+    def forget(self) -> None:
+        """Begins anew: the next reply owes nothing to those before, neither its reasoning nor its speed."""
+        if self._engine is not None:
+            self._engine.forget()
+
+    def _generate(self, request: _Request) -> _Reply:
         """By transformers' own loop, with a pass for every token."""
         # Several views go in as one numbered group; a single picture as the pretraining checkpoints saw it.
-        inputs = self.processor(images, prompt)
+        inputs = self.processor(request.images, request.prompt)
         prompt_length = inputs["input_ids"].shape[1]
         output = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
@@ -158,7 +178,7 @@ class Policy:
             pad_token_id=self.processor.pad_id,
         )
         token_ids = output[0, prompt_length:].tolist()
-        return Decoded(token_ids, len(token_ids))
+        return _Reply(Decoded(token_ids, len(token_ids)))
 
     def room(self, prompt_length: int) -> int:
         """How many tokens a reply may have: a strict one, which ends by itself, all that the context has left. Raises
@@ -178,19 +198,32 @@ class Policy:
             decoded = self.depth_vqvae.decode(torch.tensor([list(codes)]))
         return to_grey(decoded[0, 0])
 
-    def _prepare(self, observation: Observation) -> tuple[list[NDArray[np.uint8]], str]:
+    def _prepare(self, observation: Observation) -> _Request:
         """Pictures as the model shall see them, and the question. Raises ObservationError."""
         images = list(observation.images)
+        executing = self._bins(observation.executing)
         self._check_instruction(observation.instruction)
         self._check_images(images)
         if self.embodiment is not None:
             images = [self.embodiment.picture(image) for image in images]
         arms = self.statistics.dimensions // ROW
         if observation.trace is None:
-            return images, reasoning_prompt(observation.instruction, len(images), arms)
+            return _Request(images, reasoning_prompt(observation.instruction, len(images), arms), False, executing)
         check_trace(observation.trace)
         images[0] = draw_trace(images[0], observation.trace)
-        return images, steering_prompt(observation.instruction, len(images), arms)
+        return _Request(images, steering_prompt(observation.instruction, len(images), arms), True, executing)
+
+    def _bins(self, executing: NDArray[np.float64] | None) -> NDArray[np.int64]:
+        """Rows that run already, [k, D], as the reply says them. Raises ObservationError."""
+        dimensions = self.statistics.dimensions
+        if executing is None:
+            return np.zeros((0, dimensions), np.int64)
+        if self.decoder != "strict":
+            raise ObservationError(f"executing: rows are given to the decoder 'strict' only, this is {self.decoder!r}")
+        rows = np.asarray(executing, np.float64)
+        if rows.ndim != 2 or rows.shape[1] != dimensions or not np.isfinite(rows).all():
+            raise ObservationError(f"executing: {list(rows.shape)}, expected finite rows of {dimensions} values")
+        return np.minimum(encode_bins(self.statistics.normalise(rows)), HIGHEST_BIN)
 
     def _check_instruction(self, instruction: str) -> None:
         if not instruction.strip():
@@ -211,8 +244,8 @@ class Policy:
         for index, image in enumerate(images):
             check_rgb(image, f"{cameras[index]} image" if cameras else f"image {index}")
 
-    def _read(self, decoded: Decoded, observation: Observation, started: float) -> Prediction:
-        token_ids = decoded.ids
+    def _read(self, said: _Reply, observation: Observation, started: float) -> Prediction:
+        token_ids = said.decoded.ids
         text = self.processor.decode(token_ids)
         steered = observation.trace is not None
         given = [(int(x), int(y)) for x, y in observation.trace or ()]
@@ -231,15 +264,33 @@ class Policy:
             text=text,
             token_ids=token_ids,
             latency=time.perf_counter() - started,
-            forward_passes=decoded.passes,
+            forward_passes=said.decoded.passes,
+            reused=said.reused,
         )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the model is asked, and the bins [k, D] with which its action rows begin."""
+
+    images: list[NDArray[np.uint8]]
+    prompt: str
+    steered: bool
+    executing: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    decoded: Decoded
+    reused: bool = False
 
 
 class _Engine:
     """What the decoders "strict" and "free" need beside the model: a grammar and drafts for both kinds of reply."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, reuse_threshold: float | None) -> None:
         self._policy = policy
+        self._reuse_threshold = reuse_threshold
         self._perception = Perception(policy.model, policy.processor)
         strict = policy.decoder == "strict"
         self._decoder = Decoder(policy.model, policy.processor.eos_id, strict=strict)
@@ -248,23 +299,29 @@ class _Engine:
         self._grammars = [
             Grammar(policy.processor, dimensions, rows=rows, steered=steered) for steered in (False, True)
         ]
-        self._drafts = [Drafts(grammar) for grammar in self._grammars]
+        self.forget()
 
-    def reply(
-        self,
-        images: list[NDArray[np.uint8]],
-        prompt: str,
-        steered: bool,
-        should_stop: Callable[[], bool] | None,
-    ) -> Decoded:
-        prefix = self._perception.prefix(images, prompt)
+    def forget(self) -> None:
+        self._drafts = [Drafts(grammar) for grammar in self._grammars]
+        self._kept: KeptReasoning | None = None
+        if self._reuse_threshold is not None:
+            self._kept = KeptReasoning(self._grammars[False], self._reuse_threshold)
+
+    def reply(self, request: _Request, should_stop: Callable[[], bool] | None) -> _Reply:
+        grammar, drafts = self._grammars[request.steered], self._drafts[request.steered]
+        # A steered reply has neither depth nor trace.
+        kept = None if request.steered else self._kept
+        reasoning = kept.recall(request.images, request.prompt) if kept is not None else {}
+        prefix = self._perception.prefix(request.images, request.prompt)
         room = self._policy.room(len(prefix.signature))
-        grammar, drafts = self._grammars[steered], self._drafts[steered]
-        decoded = self._decoder.decode(prefix, grammar, drafts.choices(), room, should_stop)
+        given = reasoning | grammar.first_rows(request.executing)
+        decoded = self._decoder.decode(prefix, grammar, drafts.choices(), room, should_stop, given)
         said = grammar.read(decoded.ids)
         if said is not None:
             drafts.learn(said)
-        return decoded
+            if kept is not None and not reasoning:
+                kept.keep(request.images, request.prompt, said)
+        return _Reply(decoded, bool(reasoning))
 
 
 def check_trace(trace: Sequence[tuple[int, int]]) -> None:

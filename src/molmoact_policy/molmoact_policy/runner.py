@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from molmoact_policy.errors import ObservationError, ReplyError
+from molmoact_policy.errors import Interrupted, ObservationError, ReplyError
 from molmoact_policy.frames import SECOND, Frame, FrameBuffer
 from molmoact_policy.policy import Observation, Prediction
 from molmoact_policy.task import Task, Tasks, Trace
@@ -24,6 +25,7 @@ class Settings:
     """How chunks follow one another, and when a task is given up."""
 
     synchronous: bool  # look again when the chunk has run and the arm has settled; else as soon as there is a new image
+    action_prefix: bool  # a reply begins with the rows of the chunk before that run while the policy thinks
     execute_rows: int  # rows of a reply that are sent; 0: all
     step_period: int  # ns between rows
     settle_time: int  # ns
@@ -58,9 +60,17 @@ class Counters:
     chunks: int = 0
     bad_replies: int = 0
     observations_refused: int = 0  # times that images stopped being usable
-    discarded: int = 0  # replies to a task that had changed meanwhile
+    discarded: int = 0  # replies, also unfinished ones, to a task or trace that had changed meanwhile
     unusable: str = ""  # why there is no observation at the moment; empty when there is
     last_error: str = ""  # of the newest reply; empty when it gave a chunk
+
+
+class Actor(Protocol):
+    """What thinks: a Policy."""
+
+    def act(self, observation: Observation, should_stop: Callable[[], bool]) -> Prediction: ...
+
+    def forget(self) -> None: ...
 
 
 class Output(Protocol):
@@ -79,14 +89,13 @@ class Runner:
     """Lets the policy act on the current task, one observation after another; `run` is the body of a worker thread.
 
     Args:
-        act: Policy.act.
         decode: Turns the frames' messages into uint8 RGB arrays. Raises ObservationError naming the camera.
         clock: The node's time, ns.
     """
 
     def __init__(
         self,
-        act: Callable[[Observation], Prediction],
+        actor: Actor,
         decode: Callable[[Sequence[Frame]], list[NDArray[np.uint8]]],
         frames: FrameBuffer,
         tasks: Tasks,
@@ -94,7 +103,7 @@ class Runner:
         clock: Callable[[], int],
         output: Output,
     ) -> None:
-        self._act = act
+        self._actor = actor
         self._decode = decode
         self._frames = frames
         self._tasks = tasks
@@ -104,6 +113,7 @@ class Runner:
         self._news = threading.Event()
         self._sequence = 0
         self._last_now = 0
+        self._delay = 0  # ns from the newest reply's observation to its chunk
         self.counters = Counters()
         self._begin(None)
 
@@ -145,6 +155,8 @@ class Runner:
         # Images from before the task may show another scene.
         self._not_before = task.claimed if task is not None else 0
         self._bad_replies = 0
+        self._previous: Chunk | None = None
+        self._actor.forget()
         self._usable()
 
     def _look(self, now: int) -> Seen | None:
@@ -156,16 +168,30 @@ class Runner:
         return Seen(max(frame.stamp for frame in frames), self._decode(frames), self._tasks.trace)
 
     def _think(self, task: Task, seen: Seen) -> None:
+        observation = Observation(seen.images, task.instruction, seen.trace, self._action_prefix(seen))
         try:
-            prediction = self._act(Observation(seen.images, task.instruction, seen.trace))
+            prediction = self._actor.act(observation, lambda: self._is_outdated(task, seen))
             sequence = self._send(task, seen, _checked(prediction))
+        except Interrupted:
+            self.counters.discarded += 1
         except ReplyError as error:
             self._count_bad_reply(task, str(error))
             self._report(seen, error, 0, str(error))
         else:
-            self._report(
-                seen, prediction, sequence, "" if sequence else "the task changed while the policy was thinking"
-            )
+            outdated = "" if sequence else "the task or the trace changed while the policy was thinking"
+            self._report(seen, prediction, sequence, outdated)
+
+    def _is_outdated(self, task: Task, seen: Seen) -> bool:
+        return self._tasks.current is not task or self._tasks.trace is not seen.trace
+
+    def _action_prefix(self, seen: Seen) -> NDArray[np.float64] | None:
+        """Rows of the chunk before that will have run by the time this reply is there, if it takes as long as the one
+        before; the nearest rows, as the observation falls between two."""
+        if not self._settings.action_prefix or self._previous is None:
+            return None
+        period = self._settings.step_period
+        begun = round((seen.stamp - self._previous.start) / period)
+        return self._previous.actions[begun : begun + math.ceil(self._delay / period)]
 
     def _report(self, seen: Seen, reply: Prediction | ReplyError, sequence: int, error: str) -> None:
         self._usable()
@@ -173,17 +199,20 @@ class Runner:
         self._output.reply(seen, reply, sequence, error)
 
     def _send(self, task: Task, seen: Seen, actions: NDArray[np.float64]) -> int:
-        """The sequence of the chunk; 0 when the task is no longer the current one and nothing was sent."""
+        """The sequence of the chunk; 0 when the task or the trace is no longer the current one and nothing was sent."""
         actions = actions[: self._settings.execute_rows or None]
         with self._tasks.held(task) as current:
-            if not current:
+            if not current or self._is_outdated(task, seen):
                 self.counters.discarded += 1
                 return 0
             self._sequence += 1
-            start = self._clock() if self._settings.synchronous else seen.stamp
-            self._output.chunk(Chunk(self._sequence, seen.stamp, start, task.instruction, actions))
+            now = self._clock()
+            start = now if self._settings.synchronous else seen.stamp
+            self._previous = Chunk(self._sequence, seen.stamp, start, task.instruction, actions)
+            self._output.chunk(self._previous)
             task.chunks += 1
             task.sequence = self._sequence
+        self._delay = now - seen.stamp
         self.counters.chunks += 1
         self._bad_replies = 0
         if self._settings.synchronous:

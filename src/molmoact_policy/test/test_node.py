@@ -73,7 +73,10 @@ class FakePolicy:
         self.go.set()
         self.error: Exception | None = None
 
-    def act(self, observation) -> Prediction:
+    def forget(self) -> None:
+        pass
+
+    def act(self, observation, should_stop) -> Prediction:
         self.observations.append(observation)
         self.thinking.set()
         self.go.wait()
@@ -377,7 +380,7 @@ def test_chunk_of_a_task_that_changed_during_inference_is_not_published(bench):
     rig.wait_for("action_chunk", lambda each: each.instruction == "place")
     assert {each.instruction for each in rig.heard["action_chunk"]} == {"place"}
     discarded = rig.wait_for("reasoning")
-    assert (discarded.sequence, discarded.error) == (0, "the task changed while the policy was thinking")
+    assert (discarded.sequence, discarded.error) == (0, "the task or the trace changed while the policy was thinking")
 
 
 def test_deactivation_ends_the_run_with_its_reason(bench):
@@ -461,6 +464,13 @@ def test_diagnostics_report_rates_ages_and_latencies(bench):
         (FakePolicy(arms=2), {}, "parameter 'arms': fr3; the checkpoint's actions have 14 dimensions"),
         (FakePolicy(), {"camera_topics": ["one"]}, "parameter 'camera_topics': 1 topics for 2 cameras"),
         (FakePolicy(), {"cameras": ["front", "front"]}, "parameter 'cameras': ['front', 'front'], expected different"),
+        (FakePolicy(), {"reasoning": "reuse", "decoder": "free"}, "parameter 'reasoning': reuse needs decoder strict"),
+        (
+            FakePolicy(),
+            {"action_prefix": True, "execution": "asynchronous", "decoder": "generate"},
+            "parameter 'action_prefix': needs decoder strict, this is generate",
+        ),
+        (FakePolicy(), {"action_prefix": True}, "parameter 'action_prefix': needs execution asynchronous"),
         (FakePolicy(), {"instruction": "x" * 501}, "parameter 'instruction': instruction has 501 characters"),
     ],
 )

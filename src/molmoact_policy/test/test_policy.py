@@ -1,6 +1,7 @@
 """From an observation to a prediction, or to the reason why there is none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,74 @@ def test_a_reply_that_is_no_longer_wanted_is_not_finished(saved: Path) -> None:
     with pytest.raises(Interrupted, match="after 2 passes"):
         policy.act(observation(), should_stop)
     assert policy.act(observation()).actions.shape == (8, 7)
+
+
+def test_what_was_said_before_changes_neither_reply_nor_passes_once_it_is_forgotten(saved: Path) -> None:
+    policy = Policy.from_pretrained(saved)
+    first = policy.act(observation())
+    again = policy.act(observation())
+    assert again.token_ids == first.token_ids and again.forward_passes < first.forward_passes
+    policy.act(observation(instruction="open the drawer"))
+    policy.forget()
+    anew = policy.act(observation())
+    assert (anew.token_ids, anew.forward_passes) == (first.token_ids, first.forward_passes)
+
+
+def changed(seen: Observation, levels: int) -> Observation:
+    """The same but for a patch of the second picture that is brighter by `levels`."""
+    images = [image.copy() // 2 for image in seen.images]
+    images[1][:6, :8] += np.uint8(levels)
+    return replace(seen, images=images)
+
+
+def test_reasoning_is_reused_until_pictures_or_task_change(saved: Path) -> None:
+    policy, thorough = (Policy.from_pretrained(saved, reuse_threshold=threshold) for threshold in (5.0, None))
+    first = policy.act(changed(observation(), 0))
+    assert not first.reused
+    little = policy.act(changed(observation(), 4))
+    assert little.reused and little.forward_passes < thorough.act(changed(observation(), 4)).forward_passes
+    assert (little.depth_codes, little.trace) == (first.depth_codes, first.trace)
+    # Compared with the pictures that were thought about, not with those before: small steps add up.
+    assert policy.act(changed(observation(), 4)).reused and not policy.act(changed(observation(), 8)).reused
+    assert policy.act(changed(observation(), 4)).reused
+    assert not policy.act(changed(observation(instruction="open the drawer"), 4)).reused
+    assert not policy.act(changed(observation(trace=TRACE), 4)).reused
+    assert policy.act(changed(observation(instruction="open the drawer"), 4)).reused
+    policy.forget()
+    assert not policy.act(changed(observation(instruction="open the drawer"), 4)).reused
+
+
+@pytest.mark.parametrize("trace", [None, TRACE])
+def test_rows_that_run_already_begin_the_reply_and_the_rest_follows_them(saved: Path, trace: list | None) -> None:
+    policy = Policy.from_pretrained(saved)
+    own = policy.act(observation(trace=trace))
+    running = policy.statistics.unnormalise(decode_bins(CHUNK[:3]))
+    reply = policy.act(observation(trace=trace, executing=running))
+    np.testing.assert_allclose(reply.actions[:3], running)
+    assert (reply.depth_codes, reply.trace) == (own.depth_codes, own.trace)
+    whole = policy.act(observation(trace=trace, executing=own.actions))
+    np.testing.assert_array_equal(whole.actions, own.actions)
+    assert policy.act(observation(trace=trace, executing=running[:0])).token_ids == own.token_ids
+
+
+@pytest.mark.parametrize(
+    ("executing", "message"),
+    [
+        (np.zeros((2, 6)), r"executing: \[2, 6\], expected finite rows of 7"),
+        (np.zeros(7), r"executing: \[7\]"),
+        (np.full((1, 7), np.nan), "executing: "),
+    ],
+)
+def test_rows_that_cannot_run_are_refused(saved: Path, executing: np.ndarray, message: str) -> None:
+    with pytest.raises(ObservationError, match=message):
+        Policy.from_pretrained(saved).act(observation(executing=executing))
+
+
+def test_what_needs_a_strict_decoder_is_refused_by_others(saved: Path) -> None:
+    with pytest.raises(ValueError, match="reuse_threshold needs the decoder 'strict'"):
+        Policy.from_pretrained(saved, decoder="free", reuse_threshold=1.0)
+    with pytest.raises(ObservationError, match="executing: rows are given to the decoder 'strict' only"):
+        Policy.from_pretrained(saved, decoder="free").act(observation(executing=np.zeros((1, 7))))
 
 
 def test_an_unknown_decoder_is_refused_by_name(saved: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from molmoact_policy.errors import ObservationError, ReplyError
+from molmoact_policy.errors import Interrupted, ObservationError, ReplyError
 from molmoact_policy.frames import SECOND, FrameBuffer
 from molmoact_policy.policy import Prediction
 from molmoact_policy.runner import Runner, Settings
@@ -30,7 +30,7 @@ class Rig:
     """A runner whose clock, cameras and model are set by the test, in ms."""
 
     def __init__(self, **settings) -> None:
-        self.now = 0
+        self.now = self.forgotten = 0
         self.think = lambda observation: prediction()
         self.observations, self.chunks, self.replies, self.reasons, self.given_up_tasks = [], [], [], [], []
         self.frames = FrameBuffer(("front",), sync_tolerance=0.05, max_image_age=0.5)
@@ -38,6 +38,7 @@ class Rig:
         self.tasks.open()
         defaults = {
             "synchronous": True,
+            "action_prefix": False,
             "execute_rows": 4,
             "step_period": 100 * MS,
             "settle_time": 200 * MS,
@@ -45,7 +46,7 @@ class Rig:
             "max_bad_replies": 3,
         }
         self.runner = Runner(
-            self.act,
+            self,
             lambda frames: [frame.message for frame in frames],
             self.frames,
             self.tasks,
@@ -54,9 +55,13 @@ class Rig:
             output=self,
         )
 
-    def act(self, observation):
+    def act(self, observation, should_stop):
         self.observations.append(observation)
+        self.should_stop = should_stop
         return self.think(observation)
+
+    def forget(self):
+        self.forgotten += 1
 
     def chunk(self, chunk):
         self.chunks.append(chunk)
@@ -144,7 +149,7 @@ def test_newest_image_wins_over_those_that_came_while_the_policy_was_thinking():
     assert rig.observations[0].images[0][0, 0, 0] == 90
 
 
-@pytest.mark.parametrize("change", ["set", "end", "close"])
+@pytest.mark.parametrize("change", ["set", "end", "close", "steer"])
 def test_chunk_of_a_task_that_changed_meanwhile_is_never_sent(change):
     rig = Rig()
     task = rig.tasks.set("pick", 0)
@@ -154,6 +159,8 @@ def test_chunk_of_a_task_that_changed_meanwhile_is_never_sent(change):
             rig.tasks.set("place", 1 * MS)
         elif change == "end":
             rig.tasks.end(task, True, "cancelled")
+        elif change == "steer":
+            rig.tasks.steer([1, 2], [3, 4])
         else:
             rig.tasks.close("deactivated")
         return prediction()
@@ -161,8 +168,66 @@ def test_chunk_of_a_task_that_changed_meanwhile_is_never_sent(change):
     rig.think = think
     rig.see(5)
     assert rig.chunks == []
-    assert rig.replies == [(0, "the task changed while the policy was thinking")]
+    assert rig.replies == [(0, "the task or the trace changed while the policy was thinking")]
     assert rig.runner.counters.discarded == 1
+
+
+@pytest.mark.parametrize("change", ["set", "steer"])
+def test_inference_for_a_task_or_trace_that_changed_is_told_to_stop_and_the_next_begins(change):
+    rig = Rig()
+    rig.tasks.set("pick", 0)
+
+    def think(observation):
+        assert not rig.should_stop()
+        if change == "set":
+            rig.tasks.set("place", 1 * MS)
+        else:
+            rig.tasks.steer([1, 2], [3, 4])
+        assert rig.should_stop()
+        raise Interrupted("stopped after 3 passes")
+
+    rig.think = think
+    rig.see(5)
+    assert (rig.chunks, rig.replies, rig.runner.counters.discarded) == ([], [], 1)
+    rig.think = lambda observation: prediction()
+    assert rig.see(20)
+    assert len(rig.chunks) == 1
+    assert rig.observations[1].instruction == ("place" if change == "set" else "pick")
+
+
+def test_every_task_is_thought_about_anew():
+    rig = Rig()
+    rig.tasks.set("pick", 0)
+    rig.see(0)
+    before = rig.forgotten
+    rig.see(1000)
+    assert rig.forgotten == before
+    rig.tasks.set("pick", 1010 * MS)
+    rig.see(1020)
+    assert rig.forgotten == before + 1
+
+
+def test_a_reply_is_given_the_rows_that_run_until_it_is_there():
+    """The rows of the chunk before that are due between the observation and the end of thinking as long as before."""
+    rig = Rig(synchronous=False, action_prefix=True, execute_rows=0)
+    rig.tasks.set("pick", 0)
+
+    def think(observation):
+        rig.now += 250
+        return prediction()
+
+    rig.think = think
+    rig.see(0)
+    assert rig.observations[0].executing is None
+    rig.see(310)  # 3.1 rows on; 2.5 rows pass until the reply
+    np.testing.assert_array_equal(rig.observations[1].executing, prediction().actions[3:6])
+    rig.see(310 + 740)  # of the chunk of 310 ms, 7.4 rows on
+    np.testing.assert_array_equal(rig.observations[2].executing, prediction().actions[7:8])
+    rig.see(5000)
+    assert len(rig.observations[3].executing) == 0  # all have run
+    rig.tasks.set("place", 5260 * MS)
+    rig.see(5300)
+    assert rig.observations[4].executing is None
 
 
 def test_new_task_does_not_wait_for_the_chunk_of_the_old_one_to_run_out():

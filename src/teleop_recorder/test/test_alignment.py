@@ -96,12 +96,13 @@ class LivePolicy:
         tasks = Tasks(lambda _: None)
         tasks.open()
         self.runner = Runner(
-            self.act,
+            self,
             lambda frames: [frame.message for frame in frames],
             self.frames,
             tasks,
             Settings(
                 synchronous=False,
+                action_prefix=False,
                 execute_rows=0,
                 step_period=1,
                 settle_time=0,
@@ -118,7 +119,9 @@ class LivePolicy:
         self.runner.step()
         return self.shown[-1] if len(self.shown) > before else None
 
-    def act(self, observation):
+    def forget(self): ...
+
+    def act(self, observation, should_stop):
         self.shown.append(tuple(observation.images))
         return Prediction([], [], np.zeros((1, 7)), "", [], 0.0, 1)
 

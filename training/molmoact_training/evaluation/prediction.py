@@ -38,6 +38,8 @@ class Actor(Protocol):
 
     def act(self, observation: Observation) -> Prediction: ...
 
+    def forget(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Conventions:
@@ -117,7 +119,11 @@ def check_match(conventions: Conventions, source: Source, name: str) -> None:
 
 def answers_of(actor: Actor, conventions: Conventions, looks: Iterable[Look]) -> Iterator[Answer]:
     """Raises DatasetError for a look that the policy refuses to think about."""
+    episode = None
     for look in looks:
+        if look.episode != episode:
+            episode = look.episode
+            actor.forget()  # so that the passes a reply takes do not depend on which episode came before
         answer = unanswered(look, conventions)
         try:
             reply = actor.act(Observation(look.images, look.instruction))
