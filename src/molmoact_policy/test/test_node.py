@@ -15,7 +15,7 @@ from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import ActionChunk, Reasoning
 from molmoact_msgs.srv import SetTask, SetTrace
 from molmoact_policy.embodiment import Embodiment
-from molmoact_policy.errors import CheckpointError, ReplyError
+from molmoact_policy.errors import CheckpointError, Interrupted, ReplyError
 from molmoact_policy.node import PolicyNode
 from molmoact_policy.policy import Prediction
 from molmoact_ros.images import array_to_compressed, array_to_image, image_to_array
@@ -72,6 +72,7 @@ class FakePolicy:
         self.go = threading.Event()
         self.go.set()
         self.error: Exception | None = None
+        self.stops_when_told = False
 
     def forget(self) -> None:
         pass
@@ -79,7 +80,9 @@ class FakePolicy:
     def act(self, observation, should_stop) -> Prediction:
         self.observations.append(observation)
         self.thinking.set()
-        self.go.wait()
+        while not self.go.wait(0.001):
+            if self.stops_when_told and should_stop():
+                raise Interrupted("stopped after 3 passes")
         if self.error is not None:
             raise self.error
         return Prediction(
@@ -381,6 +384,25 @@ def test_chunk_of_a_task_that_changed_during_inference_is_not_published(bench):
     assert {each.instruction for each in rig.heard["action_chunk"]} == {"place"}
     discarded = rig.wait_for("reasoning")
     assert (discarded.sequence, discarded.error) == (0, "the task or the trace changed while the policy was thinking")
+
+
+@pytest.mark.parametrize("change", ["task", "trace"])
+def test_inference_for_another_task_or_trace_is_not_waited_for(bench, change):
+    rig = bench()
+    rig.policy.stops_when_told = True
+    rig.policy.go.clear()
+    rig.activate()
+    rig.film()
+    rig.set_task("pick")
+    wait_for(rig.policy.thinking.is_set, "inference")
+    if change == "task":
+        rig.set_task("place")
+    else:
+        rig.call(SetTrace, "set_trace", x=[10, 30], y=[20, 40])
+    wait_for(lambda: len(rig.policy.observations) == 2, "the next inference")
+    assert rig.policy.observations[1].instruction == ("place" if change == "task" else "pick")
+    rig.policy.go.set()
+    rig.wait_for("action_chunk")
 
 
 def test_deactivation_ends_the_run_with_its_reason(bench):
