@@ -29,7 +29,7 @@ from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
 from franka_sim.tasks import TaskSpec
 from molmoact_policy.errors import ReplyError
-from molmoact_policy.policy import Observation, Policy
+from molmoact_policy.policy import Observation, Policy, Prediction
 from molmoact_training.posed_demonstrations import CAMERA_SIZE, PLAN_STEPS, trace_of
 
 HERE = Path(__file__).resolve().parent
@@ -68,17 +68,19 @@ class Trial:
     duration_s: float
     chunks: int
     bad_replies: int
+    reused: int  # chunks whose reasoning was that of an earlier reply
+    passes: int  # of the language model, over all chunks
 
 
 class Arena:
     """The simulation with its cameras, and the policy; one per process."""
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, reuse_threshold: float | None) -> None:
         torch.set_num_threads(1)
         self.config = SceneConfig.load(SCENE)
         self.sim = Simulation(self.config)
         self.cameras = [RgbdCamera(self.sim.model, name, *CAMERA_SIZE) for name in ("front", "wrist")]
-        self.policy = Policy.from_pretrained(checkpoint)
+        self.policy = Policy.from_pretrained(checkpoint, reuse_threshold=reuse_threshold)
 
     def run(self, campaign: str, task: str, seed: int) -> Trial:
         """`task` is what shall happen; the words are for it, but for the campaign `trace`."""
@@ -94,12 +96,14 @@ class Arena:
             template = REWORDED[spec.kind][seed % len(REWORDED[spec.kind])]
             words = template.format(cube=spec.cube, plate=spec.plate, side=spec.side)
         trace = self._drawn_trace() if campaign == "trace" else None
-        start, chunks, bad, in_a_row = self.sim.time, 0, 0, 0
+        start, bad, in_a_row = self.sim.time, 0, 0
+        replies: list[Prediction] = []
         follower = StepFollower(self.sim)
         while not self.sim.outcome().success and self.sim.time < start + TIME_LIMIT_S and in_a_row < BAD_REPLIES:
             try:
-                steps = self._steps(words, trace)
-                in_a_row, chunks = 0, chunks + 1
+                replies.append(self._reply(words, trace))
+                steps = self._steps(replies[-1])
+                in_a_row = 0
             except ReplyError:
                 steps = []
                 bad, in_a_row = bad + 1, in_a_row + 1
@@ -116,14 +120,18 @@ class Arena:
             wrong_cube="was lifted" in outcome.detail,
             detail=outcome.detail,
             duration_s=round(self.sim.time - start, 2),
-            chunks=chunks,
+            chunks=len(replies),
             bad_replies=bad,
+            reused=sum(reply.reused for reply in replies),
+            passes=sum(reply.forward_passes for reply in replies),
         )
 
-    def _steps(self, words: str, trace: list[tuple[int, int]] | None) -> list[Step]:
+    def _reply(self, words: str, trace: list[tuple[int, int]] | None) -> Prediction:
         data = self.sim.copy_data()
         images = [camera.colour(data).copy() for camera in self.cameras]
-        prediction = self.policy.act(Observation(images, words, trace))
+        return self.policy.act(Observation(images, words, trace))
+
+    def _steps(self, prediction: Prediction) -> list[Step]:
         assert self.policy.embodiment is not None
         deltas = self.policy.embodiment.to_deltas(prediction.actions)[:EXECUTE_ROWS]
         return [Step(delta.translation, delta.rotation, round(delta.gripper)) for delta in deltas]
@@ -137,13 +145,13 @@ class Arena:
 
 
 @cache
-def arena_of(checkpoint: str) -> Arena:
-    return Arena(checkpoint)
+def arena_of(checkpoint: str, reuse_threshold: float | None) -> Arena:
+    return Arena(checkpoint, reuse_threshold)
 
 
-def run_trial(job: tuple[str, str, str, int]) -> Trial:
-    checkpoint, *trial = job
-    return arena_of(checkpoint).run(*trial)
+def run_trial(job: tuple[str, float | None, str, str, int]) -> Trial:
+    checkpoint, reuse_threshold, *trial = job
+    return arena_of(checkpoint, reuse_threshold).run(*trial)
 
 
 def wilson(successes: int, trials: int) -> list[float]:
@@ -154,14 +162,14 @@ def wilson(successes: int, trials: int) -> list[float]:
     return [max(0.0, round(centre - half, 4)), min(1.0, round(centre + half, 4))]
 
 
-def jobs_of(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
+def jobs_of(arguments: argparse.Namespace) -> Iterator[tuple[str, float | None, str, str, int]]:
     for campaign in arguments.campaigns:
         for kind in arguments.tasks:
             if campaign in ("trace", "words_only") and kind != "pick":
                 continue  # the other tasks' scenes have one cube
             for index in range(arguments.episodes):
                 task = TASKS[kind][index % len(TASKS[kind])]
-                yield arguments.checkpoint, campaign, task, arguments.seed + index
+                yield arguments.checkpoint, arguments.reuse_threshold, campaign, task, arguments.seed + index
 
 
 def summary(trials: list[Trial]) -> list[dict[str, Any]]:
@@ -179,6 +187,8 @@ def summary(trials: list[Trial]) -> list[dict[str, Any]]:
                 "wilson_95": wilson(successes, len(chosen)),
                 "bad_replies": sum(trial.bad_replies for trial in chosen),
                 "chunks": sum(trial.chunks for trial in chosen),
+                "reused": sum(trial.reused for trial in chosen),
+                "passes": sum(trial.passes for trial in chosen),
             }
         )
     return lines
@@ -191,6 +201,7 @@ def main() -> None:
     parser.add_argument("--campaigns", nargs="+", choices=CAMPAIGNS, default=["instruction"])
     parser.add_argument("--episodes", type=int, default=100, help="of each task and campaign")
     parser.add_argument("--seed", type=int, default=1000, help="of the first; training scenes begin at 100000")
+    parser.add_argument("--reuse-threshold", type=float, help="as of the policy node, with reasoning: reuse")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
@@ -204,6 +215,7 @@ def main() -> None:
             report = {
                 "checkpoint": Path(arguments.checkpoint).name,
                 "first_seed": arguments.seed,
+                "reuse_threshold": arguments.reuse_threshold,
                 "wall_s": round(time.monotonic() - started, 1),
                 "results": summary(trials),
                 "trials": [asdict(trial) for trial in trials],
