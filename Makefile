@@ -12,7 +12,11 @@ BUILT_FROM := $(shell find src launch training -name package.xml -o -name CMakeL
                 -o -name '*.msg' -o -name '*.srv' -o -name '*.action')
 LIST_OF_LINKED := install/.linked
 
-.PHONY: help setup build demo record test nano lint format clean FORCE
+# Scenes that nothing shipped was trained on; each task in turn.
+DECODE_EPISODES := data/decode_episodes
+DECODE_TASKS := pick:red:blue place:green:red push:red:left pick:green:yellow place:blue:green push:yellow:right
+
+.PHONY: help setup build demo record test bench-decode nano lint format clean FORCE
 
 help:
 	@echo 'make setup    virtual environment, pinned wheels, built workspace; then ". ./env.sh"'
@@ -21,6 +25,8 @@ help:
 	@echo 'make record   demonstrations of the scripted operator, through teleoperation and recorder'
 	@echo '              EPISODES=20  SEED=first seed  TASK=pick|place|push  OUT=directory'
 	@echo 'make test     lint, types and every test'
+	@echo 'make bench-decode  how soon a reply is there, into benchmarks/results/decode.json and .svg (half an hour)'
+	@echo '              CHECKPOINT=nano  DTYPE=auto|float32|bfloat16'
 	@echo 'make nano     train the embedded checkpoint again, into data/nano (some hours on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
@@ -54,6 +60,12 @@ record: setup
 
 test: setup lint
 	@$(IN_WORKSPACE) exec pytest
+
+bench-decode: setup
+	@[ -d $(DECODE_EPISODES) ] || { rm -rf $(DECODE_EPISODES).new; $(IN_WORKSPACE) molmoact record --episodes 24 --seed 4000 \
+	    --wander none --task $(DECODE_TASKS) --out $(DECODE_EPISODES).new && mv $(DECODE_EPISODES).new $(DECODE_EPISODES); }
+	@$(IN_WORKSPACE) exec python benchmarks/decode.py $(DECODE_EPISODES) --checkpoint '$(or $(CHECKPOINT),nano)' \
+	    --dtype '$(or $(DTYPE),auto)' --json benchmarks/results/decode.json --plot benchmarks/results/decode.svg
 
 nano: setup
 	@$(IN_WORKSPACE) exec scripts/train_nano.sh
