@@ -23,8 +23,9 @@ from molmoact_policy.model import MolmoActForActionReasoning
 # Positions by which the cache grows. What is recorded is lost with the memory it ran on, so a GPU's begins large
 # enough for two pictures and a released reply.
 CAPACITY_STEP = {"cuda": 2048, "cpu": 512}
-# Positions of recorded passes; a longer one (a prompt) computes long enough for its launches not to matter.
-SIZES = {"cuda": (1, 16, 32, 64, 128, 256), "cpu": ()}
+# Positions of recorded passes; a longer one (a prompt) computes long enough for its launches not to matter. The
+# largest holds a whole window of guesses behind a forced run.
+SIZES = {"cuda": (1, 16, 32, 64, 128, 256, 320), "cpu": ()}
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 # Runs a computation over memory that stays where it is; what it returns does the same again, into the same result.

@@ -40,6 +40,7 @@ from molmoact_policy.errors import EmbodimentError, ObservationError, PolicyErro
 from molmoact_policy.frames import SECOND, Frame, FrameBuffer
 from molmoact_policy.messages import chunk_message, reasoning_message, shown_trace
 from molmoact_policy.policy import DECODERS, Policy, Prediction
+from molmoact_policy.quantization import QUANTIZATIONS
 from molmoact_policy.runner import Chunk, Runner, Seen, Settings
 from molmoact_policy.task import Refused, Task, Tasks, checked_instruction
 from molmoact_policy.trace import draw_trace
@@ -66,6 +67,11 @@ class PolicyParameters:
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter(AUTO, "torch device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = parameter(AUTO, "of the weights", choices=(AUTO, "float32", "bfloat16", "float16"))
+    quantization: str = parameter(
+        QUANTIZATIONS[0],
+        "of the language model's weights, by torchao if it is installed; int4: bfloat16 on a GPU only",
+        choices=QUANTIZATIONS,
+    )
     threads: int = parameter(0, "of torch on a CPU; 0: one for each core", minimum=0, maximum=1024)
     variant: str = parameter(
         AUTO, "which of the released codes to compute as; auto: as config.json says, else hf", choices=(AUTO, *VARIANTS)
@@ -137,6 +143,7 @@ def load_policy(directory: Path, parameters: PolicyParameters) -> Policy:
         unnorm_key=parameters.unnorm_key,
         device=parameters.device,
         dtype=parameters.dtype,
+        quantization=parameters.quantization,
         variant=None if parameters.variant == AUTO else parameters.variant,
         depth_vqvae=parameters.depth_vqvae,
         embodiments=parameters.embodiments,

@@ -25,6 +25,7 @@ from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.perception import Perception
 from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
 from molmoact_policy.prompts import reasoning_prompt, steering_prompt
+from molmoact_policy.quantization import quantize
 from molmoact_policy.reply import HIGHEST_BIN, MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
 from molmoact_policy.reuse import KeptReasoning
 from molmoact_policy.tokenizer import DEPTH_TOKENS
@@ -115,6 +116,7 @@ class Policy:
         embodiments: str | Path | None = None,
         decoder: str = "strict",
         reuse_threshold: float | None = None,
+        quantization: str = "none",
     ) -> Policy:
         """A checkpoint in the official layout (a directory, or a hub repository in the local cache), checked first.
 
@@ -122,8 +124,8 @@ class Policy:
         one. dtype "auto": as stored. variant: see MolmoActForActionReasoning.from_pretrained. depth_vqvae: a directory
         or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its own. embodiments: a file
         with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without either `embodiment` is None.
-        decoder, reuse_threshold: see Policy. Raises CheckpointError naming the file, tensor, key or size at fault, and
-        EmbodimentError for a file of conventions.
+        decoder, reuse_threshold: see Policy. quantization: see `quantize`. Raises CheckpointError naming the file,
+        tensor, key or size at fault, and EmbodimentError for a file of conventions.
         """
         directory = locate(directory)
         config = read_config(directory)
@@ -137,6 +139,7 @@ class Policy:
         model = MolmoActForActionReasoning.from_pretrained(
             directory, config=config, dtype=dtype, device=device, variant=variant
         )
+        quantize(model, quantization)
         return cls(
             model,
             processor,

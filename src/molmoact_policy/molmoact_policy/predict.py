@@ -19,6 +19,7 @@ from molmoact_policy.config import VARIANTS
 from molmoact_policy.embodiment import ROW, Delta, Embodiment
 from molmoact_policy.errors import ObservationError, PolicyError, ReplyError
 from molmoact_policy.policy import Observation, Policy, Prediction, check_trace
+from molmoact_policy.quantization import QUANTIZATIONS
 from molmoact_policy.trace import draw_trace
 
 TRACE_PICTURE = "trace.png"
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", choices=VARIANTS, help="compute as one of the released codes; normally hf")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--quantization", default=QUANTIZATIONS[0], choices=QUANTIZATIONS, help="of the language model; needs torchao"
+    )
     parser.add_argument("--output", type=Path, default=Path("prediction"), help="directory (default: %(default)s)")
     return parser
 
@@ -98,6 +102,7 @@ def _policy(options: argparse.Namespace, observation: Observation) -> Policy:
         options.unnorm_key,
         options.device,
         options.dtype,
+        quantization=options.quantization,
         variant=options.variant,
         depth_vqvae=options.depth_vqvae,
         embodiments=options.embodiments,

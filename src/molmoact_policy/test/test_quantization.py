@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from molmoact_policy.checkpoint import EMBEDDED, locate
 from molmoact_policy.errors import CheckpointError
 from molmoact_policy.incremental import IncrementalModel
 from molmoact_policy.model import MolmoActForActionReasoning
+from molmoact_policy.policy import Observation, Policy
 from molmoact_policy.quantization import quantize
 
 
@@ -34,6 +36,16 @@ def test_a_kind_that_is_none_is_named_with_those_there_are(nano: MolmoActForActi
 def test_int4_is_refused_where_it_cannot_run(nano: MolmoActForActionReasoning) -> None:
     with pytest.raises(CheckpointError, match="torch.float32 on cpu, expected torch.bfloat16 on cuda"):
         quantize(nano, "int4")
+
+
+def test_a_policy_is_loaded_with_the_quantization_asked_for() -> None:
+    pytest.importorskip("torchao")
+    black = np.zeros((240, 320, 3), np.uint8)
+    policies = [Policy.from_pretrained(EMBEDDED, quantization=kind) for kind in ("none", "int8")]
+    exact, quantized = (policy.act(Observation([black, black], "pick up the red cube")) for policy in policies)
+    weights = [policy.model.language_model.layers[0].mlp.up_proj.weight for policy in policies]
+    assert type(weights[0]) is not type(weights[1])
+    assert quantized.actions.shape == exact.actions.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
