@@ -32,6 +32,7 @@ from released_shape import reply as released_reply
 CHECKED = (1, 8, 32, 64, 128, 256)  # positions
 CHECK_CONTEXT = 300  # positions before them
 PASSES = (60, 30, 20, 10)  # of a reply, the prompt's included
+SMALL_WINDOW = 64  # where a window for an H200 is too wide: see `balanced_positions`
 
 # Bytes per weight of the blocks, with the scales: a bfloat16 for every row (too few to count), and a bfloat16 scale
 # and zero point for every group.
@@ -259,6 +260,14 @@ class Prediction:
         cost = pass_cost(self._llm, positions, context, head_rows=head_rows, weight_bytes=self._weight_bytes)
         return cost.seconds(self._machine, self._llm.num_hidden_layers)
 
+    def balanced_positions(self) -> int:
+        """Up to which a pass is as long as for one: from there on it waits for multiplications, not for weights."""
+        single = self.one_pass(1, self._request.prompt, self._request.legal_rows)
+        positions = 1
+        while self.one_pass(positions + 1, self._request.prompt, self._request.legal_rows) < 1.01 * single:
+            positions += 1
+        return positions
+
     def token_by_token(self) -> float:
         request = self._request
         contexts = range(request.prompt, request.prompt + request.reply - 1)
@@ -288,11 +297,16 @@ class Prediction:
         return {
             "pictures_ms": round(1e3 * self.pictures, 2),
             "prefill_ms": round(1e3 * self.prefill, 2),
+            "balanced_positions": self.balanced_positions(),
             "pass_ms": {str(size): round(1e3 * seconds, 2) for size, seconds in alone.items()},
             "chunk_s": {
                 "token by token": round(self.token_by_token(), 3),
                 "forced runs skipped": round(self.in_passes(request.decisions, run), 3),
                 **{f"{passes} passes": round(self.in_passes(passes, WINDOW["cuda"]), 3) for passes in PASSES},
+                **{
+                    f"{passes} passes of {SMALL_WINDOW}": round(self.in_passes(passes, SMALL_WINDOW), 3)
+                    for passes in PASSES
+                },
             },
         }
 
