@@ -12,7 +12,7 @@ export OMP_NUM_THREADS=1
 # The seeds of what is recorded; posed scenes begin at 100000, evaluations stay below that.
 straight_seed=200000
 wandering_seed=300000
-episodes=80
+episodes=48
 tasks=(pick:red:blue place:red:blue push:red:left pick:blue:red place:blue:green push:blue:right
     pick:green:yellow place:green:red push:green:left pick:yellow:green place:yellow:blue push:yellow:right
     pick:red:green push:red:right pick:blue:yellow place:red:green)
