@@ -416,7 +416,7 @@ def plot(result: Mapping[str, Any]) -> Figure:
         drafts.bar(np.arange(len(groups)) + 0.27 * (offset - 1), heights, 0.27, color=colour, label=kind)
     drafts.set_xticks(range(len(groups)), [f"{part}\n{pace}" for pace, part in groups], fontsize=7)
     drafts.set_title("share of values that are right")
-    drafts.legend(ncols=3, loc="upper left")
+    drafts.legend(ncols=3, loc="upper left", fontsize=8)
     drafts.set_ylim(0, 1.15)
     return figure
 
