@@ -25,8 +25,9 @@ from molmoact_policy.incremental import IncrementalModel
 from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.perception import Prefix
 
-# Guessed tokens in one pass. A GPU computes these while it reads the weights; a CPU has to work for each.
-WINDOW = {"cuda": 256, "cpu": 64}
+# Guessed tokens in one pass. A GPU computes these while it reads the weights; a CPU has to work for each, and nano's
+# replies are soonest there with 16 to 32.
+WINDOW = {"cuda": 256, "cpu": 24}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Decoder:
             if state is not None:
                 guess = grammar.spell(state, choices, self._window, given)
             guess = guess.cut(max_tokens - len(ids))
+            if self._strict and state is not None and all(number == NO_CHOICE for number in guess.sets):
+                return Decoded(ids + guess.ids, passes)  # all that is left is forced
             hidden = self._run(pending, guess.ids[:-1])
             passes += 1
             self._cached = prefix.signature
@@ -141,7 +144,7 @@ class _LegalScorer:
         allowed = torch.zeros(len(grammar.legal_sets), len(self._ids), dtype=torch.bool)
         for index, ids in enumerate(grammar.legal_sets):
             allowed[index, [position[number] for number in ids]] = True
-        self._allowed = allowed.to(head.device)
+        self._forbidden = ~allowed.to(head.device)
 
     def predict(self, hidden: Tensor, guess: Spelled) -> list[int]:
         predicted = list(guess.ids)  # where there is no choice, the guess is what the grammar says
@@ -152,7 +155,7 @@ class _LegalScorer:
         # Never below what is not allowed, even if the weights have overflowed.
         logits = logits.clamp(min=torch.finfo(logits.dtype).min)
         sets = torch.tensor([guess.sets[index] for index in open_places], device=hidden.device)
-        best = logits.masked_fill(~self._allowed[sets], float("-inf")).argmax(-1).tolist()
+        best = logits.masked_fill(self._forbidden[sets], float("-inf")).argmax(-1).tolist()
         for index, number in zip(open_places, best, strict=True):
             predicted[index] = self._ids[number]
         return predicted

@@ -66,7 +66,9 @@ class PolicyParameters:
     )
     unnorm_key: str | None = parameter(None, "entry of the checkpoint's statistics; not set: its only one")
     device: str = parameter(AUTO, "torch device: auto, cpu, cuda, cuda:1, ...")
-    dtype: str = parameter(AUTO, "of the weights", choices=(AUTO, "float32", "bfloat16", "float16"))
+    dtype: str = parameter(
+        AUTO, "of the weights; auto: as stored, on a CPU float32", choices=(AUTO, "float32", "bfloat16", "float16")
+    )
     quantization: str = parameter(
         QUANTIZATIONS[0],
         "of the language model's weights, by torchao if it is installed; int4: bfloat16 on a GPU only",

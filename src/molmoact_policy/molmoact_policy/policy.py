@@ -121,11 +121,12 @@ class Policy:
         """A checkpoint in the official layout (a directory, or a hub repository in the local cache), checked first.
 
         unnorm_key: which of the checkpoint's statistics apply; None when it has one. device "auto": the GPU if there is
-        one. dtype "auto": as stored. variant: see MolmoActForActionReasoning.from_pretrained. depth_vqvae: a directory
-        or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its own. embodiments: a file
-        with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without either `embodiment` is None.
-        decoder, reuse_threshold: see Policy. quantization: see `quantize`. Raises CheckpointError naming the file,
-        tensor, key or size at fault, and EmbodimentError for a file of conventions.
+        one. dtype "auto": as stored, but float32 on a CPU, where bfloat16 is no faster for a few positions and makes
+        ties that every decoder breaks its own way. variant: see MolmoActForActionReasoning.from_pretrained.
+        depth_vqvae: a directory or weight file that decodes depth codes, when the checkpoint has no depth_vqvae/ of its
+        own. embodiments: a file with conventions by unnorm_key, when the checkpoint has no embodiment.yaml; without
+        either `embodiment` is None. decoder, reuse_threshold: see Policy. quantization: see `quantize`. Raises
+        CheckpointError naming the file, tensor, key or size at fault, and EmbodimentError for a file of conventions.
         """
         directory = locate(directory)
         config = read_config(directory)
@@ -136,6 +137,8 @@ class Policy:
         vqvae = _depth_vqvae(directory, depth_vqvae)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto" and torch.device(device).type == "cpu":
+            dtype = torch.float32
         model = MolmoActForActionReasoning.from_pretrained(
             directory, config=config, dtype=dtype, device=device, variant=variant
         )
