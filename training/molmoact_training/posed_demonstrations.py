@@ -110,7 +110,8 @@ class PosedDemonstrations:
                 return
             steps, _ = _plan(planner, operator, view, config["rows_executed"])
             for number, step in enumerate(self._perturbed(steps, view, operator, rng), first):
-                if rng.random() < config["keep_fraction"]:
+                stage = "first_steps" if number < config["first_steps"] else "later"
+                if rng.random() < config["keep_fraction"][stage]:
                     look = self._look(view, planner, operator)
                     if drawn is not None and rng.random() < 0.5:
                         look = replace(look, frame=replace(look.frame, traces=drawn))

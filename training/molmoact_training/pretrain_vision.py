@@ -9,6 +9,7 @@ instruction goes into that layer, too, so that colours and sides have to be told
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import shutil
@@ -155,6 +156,9 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
             print(json.dumps(entry), flush=True)
         if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == settings["steps"]):
             model.save_pretrained(out)
+    # DDP must not be the last to hold the process group: it waits with Python's lock for a thread that needs it.
+    del parallel
+    gc.collect()
     dist.destroy_process_group()
 
 

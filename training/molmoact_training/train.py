@@ -134,6 +134,9 @@ def _train(options: argparse.Namespace) -> int:
         trainer.train()
         if preset.lora is not None and accelerator.is_main_process:
             lora.save_adapter(model, trained_weights(run), run / ADAPTER_DIRECTORY)
+        # DDP must not be the last to hold the process group: it waits with Python's lock for a thread that needs it.
+        del trainer
+        accelerator.free_memory()
         accelerator.end_training()
     return GOOD
 

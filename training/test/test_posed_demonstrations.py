@@ -17,7 +17,8 @@ CONFIG = yaml.safe_load((ROOT / "config/training/nano.yaml").read_text())["demon
 def looks_of(tmp_path_factory, **changes) -> list[Look]:
     file = tmp_path_factory.mktemp("checkpoint") / "embodiment.yaml"
     file.write_text(yaml.safe_dump(EMBODIMENT))
-    config = CONFIG | {"keep_fraction": 0.3, "start_probability": 0.0} | changes
+    kept = {"first_steps": 0.3, "later": 0.3}
+    config = CONFIG | {"keep_fraction": kept, "start_probability": 0.0} | changes
     scene = SceneConfig.load(ROOT / "config/scenes/tabletop.yaml")
     demonstrations = PosedDemonstrations(scene, config, Embodiment.from_file(file))
     return [look for seed in (100000, 100001) for look in demonstrations.episode(seed)]

@@ -234,6 +234,8 @@ class Simulation:
 
     def _judge(self) -> None:
         assert self._task is not None
+        if self._success:  # what happens afterwards is no longer part of it
+            return
         holds, self._detail = judge(self._task, self.config, self._facts(self._task))
         if not holds:
             self._since = None
