@@ -92,6 +92,8 @@ def test_replay_through_the_graph_gives_the_answers_of_the_checkpoint_itself(pro
             assert np.allclose(line["predicted"], offline[key]["predicted"])
     found = [json.loads((tmp_path / name / RESULTS_FILE).read_text()) for name in ("live", "offline")]
     for name, estimate in found[0]["checkpoints"][0]["metrics"].items():
+        if name == "passes":  # how many there are depends on what was looked at before; a graph may look once more
+            continue
         assert estimate == pytest.approx(found[1]["checkpoints"][0]["metrics"][name]), name
     assert (tmp_path / "live" / REPORT_FILE).read_text().startswith("<!doctype html>")
 

@@ -272,8 +272,8 @@ def _decided(labels: Labels, custom_data: Mapping[str, str]) -> Labels:
 
 
 def _readable(stream: BinaryIO) -> Iterator[Any]:
-    """The records of an MCAP file up to where it is torn off, if it is."""
+    """The records of an MCAP file up to where it is torn off or damaged, if it is."""
     try:
         yield from StreamReader(stream, skip_magic=False).records
-    except (McapError, EOFError, struct.error, ValueError, OverflowError):
-        return
+    except (McapError, EOFError, struct.error, ValueError, OverflowError, MemoryError):
+        return  # MemoryError: a damaged length of terabytes
