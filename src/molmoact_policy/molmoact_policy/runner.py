@@ -134,6 +134,7 @@ class Runner:
             # Simulated time was set back: what was planned by the old clock would never become due.
             self._frames.clear()
             self._not_before = now
+            self._start_over()
         self._last_now = now
         task = self._tasks.current
         if task is not self._task:
@@ -155,9 +156,13 @@ class Runner:
         # Images from before the task may show another scene.
         self._not_before = task.claimed if task is not None else 0
         self._bad_replies = 0
+        self._start_over()
+        self._usable()
+
+    def _start_over(self) -> None:
+        """What comes next may show another scene: nothing of what was said and sent before leads on to it."""
         self._previous: Chunk | None = None
         self._actor.forget()
-        self._usable()
 
     def _look(self, now: int) -> Seen | None:
         frames = self._frames.newest(now, self._not_before)
@@ -201,8 +206,8 @@ class Runner:
     def _send(self, task: Task, seen: Seen, actions: NDArray[np.float64]) -> int:
         """The sequence of the chunk; 0 when the task or the trace is no longer the current one and nothing was sent."""
         actions = actions[: self._settings.execute_rows or None]
-        with self._tasks.held(task) as current:
-            if not current or self._is_outdated(task, seen):
+        with self._tasks.held():
+            if self._is_outdated(task, seen):
                 self.counters.discarded += 1
                 return 0
             self._sequence += 1

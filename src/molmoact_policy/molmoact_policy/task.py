@@ -141,10 +141,10 @@ class Tasks:
                 self.end(task, False, f"the clock jumped back by {(task.claimed - now) / SECOND:.3f} s or more")
 
     @contextlib.contextmanager
-    def held(self, task: Task) -> Iterator[bool]:
-        """Whether `task` is the current one; it stays so inside the block."""
+    def held(self) -> Iterator[None]:
+        """Inside the block, the current task and trace stay what they are."""
         with self._lock:
-            yield self._current is task
+            yield
 
     def _claim(self, task: Task, reason: str) -> Task:
         with self._lock:

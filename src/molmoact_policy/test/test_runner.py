@@ -230,6 +230,19 @@ def test_a_reply_is_given_the_rows_that_run_until_it_is_there():
     assert rig.observations[4].executing is None
 
 
+def test_after_the_clock_was_set_back_no_row_of_the_time_before_is_given():
+    rig = Rig(synchronous=False, action_prefix=True, execute_rows=0)
+    rig.tasks.set("pick", 0)
+    rig.see(1000)
+    rig.see(1100)
+    assert rig.observations[1].executing is not None
+    before = rig.forgotten
+    rig.see(0)  # a simulation that was reset
+    rig.see(10)
+    assert rig.observations[2].executing is None
+    assert rig.forgotten == before + 1
+
+
 def test_new_task_does_not_wait_for_the_chunk_of_the_old_one_to_run_out():
     rig = Rig()
     rig.tasks.set("pick", 0)
