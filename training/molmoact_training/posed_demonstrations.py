@@ -110,7 +110,7 @@ class PosedDemonstrations:
                 return
             steps, _ = _plan(planner, operator, view, config["rows_executed"])
             for number, step in enumerate(self._perturbed(steps, view, operator, rng), first):
-                stage = "first_steps" if number < config["first_steps"] else "later"
+                stage = "early" if number < config["early_steps"] else "late"
                 if rng.random() < config["keep_fraction"][stage]:
                     look = self._look(view, planner, operator)
                     if drawn is not None and rng.random() < 0.5:

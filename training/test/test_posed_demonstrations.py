@@ -17,7 +17,7 @@ CONFIG = yaml.safe_load((ROOT / "config/training/nano.yaml").read_text())["demon
 def looks_of(tmp_path_factory, **changes) -> list[Look]:
     file = tmp_path_factory.mktemp("checkpoint") / "embodiment.yaml"
     file.write_text(yaml.safe_dump(EMBODIMENT))
-    kept = {"first_steps": 0.3, "later": 0.3}
+    kept = {"early": 0.3, "late": 0.3}
     config = CONFIG | {"keep_fraction": kept, "start_probability": 0.0} | changes
     scene = SceneConfig.load(ROOT / "config/scenes/tabletop.yaml")
     demonstrations = PosedDemonstrations(scene, config, Embodiment.from_file(file))

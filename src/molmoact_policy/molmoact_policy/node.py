@@ -128,7 +128,8 @@ class PolicyParameters:
     )
     execute_rows: int = parameter(0, "rows of a reply that are sent; 0: all", minimum=0, maximum=1000)
     action_prefix: bool = parameter(
-        False, "asynchronous: a reply begins with the rows that run while the policy thinks, and goes on from them"
+        False,
+        "asynchronous: a reply begins with the rows due while the policy thinks; for an arm that follows its chunks",
     )
     settle_time: float = parameter(
         0.2, "synchronous: rest between the last row and the next image, s", minimum=0.0, maximum=60.0

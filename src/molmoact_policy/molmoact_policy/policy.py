@@ -19,7 +19,7 @@ from molmoact_policy.depth import DepthVQVAE, to_grey
 from molmoact_policy.drafts import Drafts
 from molmoact_policy.embodiment import EMBODIMENT_FILE, ROW, Embodiment
 from molmoact_policy.errors import CheckpointError, ObservationError, ReplyError
-from molmoact_policy.grammar import Grammar
+from molmoact_policy.grammar import Choice, Grammar
 from molmoact_policy.images import PREPROCESSOR_CONFIG, check_rgb
 from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.perception import Perception
@@ -27,7 +27,7 @@ from molmoact_policy.processor import IMAGE_TOKENS, TOKENIZER_FILE, Processor
 from molmoact_policy.prompts import reasoning_prompt, steering_prompt
 from molmoact_policy.quantization import quantize
 from molmoact_policy.reply import HIGHEST_BIN, MAX_TRACE_POINTS, TRACE_RANGE, parse_reply
-from molmoact_policy.reuse import KeptReasoning
+from molmoact_policy.reuse import KeptReasoning, Shown
 from molmoact_policy.tokenizer import DEPTH_TOKENS
 from molmoact_policy.trace import draw_trace
 
@@ -315,9 +315,11 @@ class _Engine:
 
     def reply(self, request: _Request, should_stop: Callable[[], bool] | None) -> _Reply:
         grammar, drafts = self._grammars[request.steered], self._drafts[request.steered]
-        # A steered reply has neither depth nor trace.
-        kept = None if request.steered else self._kept
-        reasoning = kept.recall(request.images, request.prompt) if kept is not None else {}
+        reasoning: dict[int, Choice] = {}
+        kept = None if request.steered else self._kept  # a steered reply has neither depth nor trace
+        if kept is not None:
+            shown = Shown.of(request.images, request.prompt)
+            reasoning = kept.recall(shown)
         prefix = self._perception.prefix(request.images, request.prompt)
         room = self._policy.room(len(prefix.signature))
         given = reasoning | grammar.first_rows(request.executing)
@@ -326,7 +328,7 @@ class _Engine:
         if said is not None:
             drafts.learn(said)
             if kept is not None and not reasoning:
-                kept.keep(request.images, request.prompt, said)
+                kept.keep(shown, said)
         return _Reply(decoded, bool(reasoning))
 
 

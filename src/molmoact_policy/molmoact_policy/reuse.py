@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,6 +12,27 @@ from numpy.typing import NDArray
 from molmoact_policy.grammar import Choice, Grammar
 
 CELLS = 10  # across and down a picture, as depth codes are
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A request, as coarse as it is compared: the prompt and of each picture the mean of its cells [10, 10, 3]."""
+
+    prompt: str
+    cells: list[NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, images: Sequence[NDArray[np.uint8]], prompt: str) -> Shown:
+        """images: uint8 RGB [H, W, 3] each."""
+        size = (CELLS, CELLS)
+        means = [cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA) for image in images]
+        return cls(prompt, [np.asarray(mean, np.float32) for mean in means])
+
+    def change(self, other: Shown) -> float:
+        """The largest difference of any cell; infinite when not the same is asked about as many pictures."""
+        if self.prompt != other.prompt or len(self.cells) != len(other.cells):
+            return np.inf
+        return max(float(np.abs(a - b).max()) for a, b in zip(self.cells, other.cells, strict=True))
 
 
 class KeptReasoning:
@@ -23,32 +45,16 @@ class KeptReasoning:
     def __init__(self, grammar: Grammar, threshold: float) -> None:
         self._grammar = grammar
         self._threshold = threshold
-        self._prompt = ""
-        self._cells: list[NDArray[np.float32]] = []
+        self._shown: Shown | None = None
         self._choices: dict[int, Choice] = {}
 
-    def recall(self, images: Sequence[NDArray[np.uint8]], prompt: str) -> dict[int, Choice]:
-        """What was said at the places of depth and trace; nothing when it has to be thought anew.
+    def recall(self, shown: Shown) -> dict[int, Choice]:
+        """What was said at the places of depth and trace; nothing when it has to be thought anew."""
+        if self._shown is None or shown.change(self._shown) > self._threshold:
+            return {}
+        return self._choices
 
-        images: uint8 RGB [H, W, 3] each.
-        """
-        same = prompt == self._prompt and len(images) == len(self._cells)
-        if same and change(self._cells, [_cells(image) for image in images]) <= self._threshold:
-            return self._choices
-        return {}
-
-    def keep(self, images: Sequence[NDArray[np.uint8]], prompt: str, said: Sequence[tuple[int, Choice]]) -> None:
+    def keep(self, shown: Shown, said: Sequence[tuple[int, Choice]]) -> None:
         """Takes in a reply that was thought out whole (see Grammar.read)."""
-        self._prompt = prompt
-        self._cells = [_cells(image) for image in images]
+        self._shown = shown
         self._choices = {place: choice for place, choice in said if self._grammar.places[place].part != "action"}
-
-
-def change(before: Sequence[NDArray[np.float32]], now: Sequence[NDArray[np.float32]]) -> float:
-    """The largest change of any cell."""
-    return max(float(np.abs(a - b).max()) for a, b in zip(before, now, strict=True))
-
-
-def _cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """float32 [10, 10, 3], the mean of each cell."""
-    return np.asarray(cv2.resize(image.astype(np.float32), (CELLS, CELLS), interpolation=cv2.INTER_AREA), np.float32)
