@@ -26,7 +26,7 @@ help:
 	@echo '              EPISODES=20  SEED=first seed  TASK=pick|place|push  OUT=directory'
 	@echo 'make test     lint, types and every test'
 	@echo 'make bench-decode  how soon a reply is there, into benchmarks/results/decode.json and .svg (half an hour)'
-	@echo '              CHECKPOINT=nano  DTYPE=auto|float32|bfloat16'
+	@echo '              CHECKPOINT=nano  DTYPE=auto|float32|bfloat16  LOOKS=at most so many at an episode'
 	@echo 'make nano     train the embedded checkpoint again, into data/nano (some hours on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
@@ -65,7 +65,7 @@ bench-decode: setup
 	@[ -d $(DECODE_EPISODES) ] || { rm -rf $(DECODE_EPISODES).new; $(IN_WORKSPACE) molmoact record --episodes 24 --seed 4000 \
 	    --wander none --task $(DECODE_TASKS) --out $(DECODE_EPISODES).new && mv $(DECODE_EPISODES).new $(DECODE_EPISODES); }
 	@$(IN_WORKSPACE) exec python benchmarks/decode.py $(DECODE_EPISODES) --checkpoint '$(or $(CHECKPOINT),nano)' \
-	    --dtype '$(or $(DTYPE),auto)' --json benchmarks/results/decode.json --plot benchmarks/results/decode.svg
+	    --dtype '$(or $(DTYPE),auto)' $(if $(LOOKS),--looks '$(LOOKS)') --json benchmarks/results/decode.json --plot benchmarks/results/decode.svg
 
 nano: setup
 	@$(IN_WORKSPACE) exec scripts/train_nano.sh

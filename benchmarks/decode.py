@@ -190,6 +190,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": options.checkpoint,
         "machine": machine(base),
         "episodes": len(data[PER_CHUNK]),
+        "looks_per_episode": options.looks or "all",
         "replies": len(replies),
         "generate_outside_grammar": sum(not each.in_grammar for each in replies),
         "best": {"variant": best} | entries[best],

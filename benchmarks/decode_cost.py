@@ -26,7 +26,16 @@ from molmoact_policy.decoding import WINDOW
 from molmoact_policy.incremental import SIZES, IncrementalModel
 from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.quantization import GROUP
-from released_shape import CAMERAS, decisions, pictures, prompt, released_config, released_grammar, released_processor
+from released_shape import (
+    CAMERAS,
+    decisions,
+    pictures,
+    policy_test,
+    prompt,
+    released_config,
+    released_grammar,
+    released_processor,
+)
 from released_shape import reply as released_reply
 
 CHECKED = (1, 8, 32, 64, 128, 256)  # positions
@@ -137,30 +146,19 @@ def fastest_seconds(works: dict[K, Callable[[], Any]], repetitions: int) -> dict
     return fastest
 
 
-def random_model(layers: int, hidden: int, intermediate: int, heads: int) -> MolmoActForActionReasoning:
-    sizes = {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": hidden // heads}
-    small = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 16}
-    single = {**small, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = MolmoActConfig(
-        vit_config={
-            **single,
-            "num_hidden_layers": 1,
-            "image_default_input_size": [16, 16],
-            "image_patch_size": 8,
-            "image_num_pos": 4,
-        },
-        adapter_config={**single, "vit_layers": [-1], "text_hidden_size": hidden},
-        llm_config={
-            **sizes,
-            "hidden_size": hidden,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers,
-            "vocab_size": 32,
-            "additional_vocab_size": 6,
-        },
+def language_model(layers: int, hidden: int, intermediate: int, heads: int) -> MolmoActForActionReasoning:
+    """Random, with next to no vision."""
+    return policy_test("random_models").random_model(
         image_patch_id=33,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        vocab_size=32,
+        additional_vocab_size=6,
     )
-    return MolmoActForActionReasoning(config).eval()
 
 
 def one_pass(model: MolmoActForActionReasoning, size: int) -> Callable[[], Any]:
@@ -187,7 +185,7 @@ def check(name: str, model: MolmoActForActionReasoning, repetitions: int) -> dic
     works: dict[str | int, Callable[[], Any]] = {
         "reading": lambda: [F.linear(row, matrix) for matrix in matrices],
         "multiplying": lambda: [F.linear(rows, matrix) for matrix in matrices[:8]],
-        "nothing": one_pass(random_model(empty, 16, 16, 1), 1),
+        "nothing": one_pass(language_model(empty, 16, 16, 1), 1),
         **{size: one_pass(model, size) for size in CHECKED},
     }
     seconds = fastest_seconds(works, repetitions)
@@ -357,7 +355,7 @@ def main() -> None:
         nano = MolmoActForActionReasoning.from_pretrained(locate(EMBEDDED), dtype=torch.float32)
         checks = [
             check("nano", nano, options.repetitions),
-            check("8 layers of 1024", random_model(8, 1024, 4096, 8), options.repetitions),
+            check("8 layers of 1024", language_model(8, 1024, 4096, 8), options.repetitions),
         ]
     found = {
         "check": checks,

@@ -7,6 +7,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from molmoact_policy.actions import format_actions
@@ -28,14 +29,19 @@ def released_config() -> MolmoActConfig:
     return MolmoActConfig.from_dict(sizes["_config"])
 
 
+def policy_test(name: str) -> ModuleType:
+    """A module beside the policy's tests."""
+    spec = importlib.util.spec_from_file_location(name, POLICY_TESTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @cache
 def released_processor() -> Processor:
     """With the vocabulary that the tests take from dashscope (requirements-assets.txt)."""
-    spec = importlib.util.spec_from_file_location("qwen", POLICY_TESTS / "qwen.py")
-    assert spec is not None and spec.loader is not None
-    qwen = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(qwen)
-    return Processor(ImageProcessor(), qwen.released_tokenizer())
+    return Processor(ImageProcessor(), policy_test("qwen").released_tokenizer())
 
 
 @cache

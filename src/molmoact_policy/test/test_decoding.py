@@ -20,15 +20,13 @@ from molmoact_policy.errors import Interrupted
 from molmoact_policy.grammar import Choice, Grammar, State
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.incremental import IncrementalModel
-from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_policy.model import MolmoActForActionReasoning
 from molmoact_policy.perception import Perception, Prefix
 from molmoact_policy.processor import Processor
 from molmoact_policy.prompts import format_depth, format_trace, reasoning_reply, steering_reply
 
-FAMILIES = {
-    "qwen2": {"qkv_bias": True, "norm_after": False, "use_qk_norm": False},
-    "olmo2": {"qkv_bias": False, "norm_after": True, "use_qk_norm": True},
-}
+from .random_models import FAMILIES, random_model
+
 HIDDEN = 24
 # Two logits closer than this may be rounded to either order, in passes of other sizes.
 CLEAR = 1e-4
@@ -45,35 +43,20 @@ def grammar(steered: bool, rows: int | None = 2) -> Grammar:
 
 
 @cache
-def model(family: str, seed: int, **vision: int) -> MolmoActForActionReasoning:
-    """Random weights, large enough that its replies wander; heads that share keys and values."""
+def model(family: str, seed: int, side: int = 4) -> MolmoActForActionReasoning:
+    """With heads that share keys and values."""
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12}
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 20, **heads}
-    side = vision.get("side", 4)
-    config = MolmoActConfig(
-        vit_config={
-            **sizes,
-            "num_hidden_layers": 2,
-            "image_default_input_size": [8 * side] * 2,
-            "image_patch_size": 8,
-            "image_num_pos": side**2,
-        },
-        adapter_config={**sizes, "vit_layers": [-1, -2], "text_hidden_size": HIDDEN},
-        llm_config={
-            **sizes,
-            **FAMILIES[family],
-            "num_hidden_layers": 2,
-            "vocab_size": 1152,
-            "additional_vocab_size": 6,
-        },
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 1152}
+    return random_model(
         image_patch_id=processor().image_patch_id,
+        seed=seed,
+        side=side,
+        vit_layers=2,
+        additional_vocab_size=6,
+        **sizes,
+        **heads,
+        **FAMILIES[family],
     )
-    made = MolmoActForActionReasoning(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(0, 0.5, generator=generator)
-    return made
 
 
 def prefix_of(given_model: MolmoActForActionReasoning, ids: list[int]) -> Prefix:

@@ -13,45 +13,20 @@ import pytest
 import torch
 from molmoact_policy import incremental
 from molmoact_policy.incremental import IncrementalModel
-from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
+from molmoact_policy.model import MolmoActForActionReasoning
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FAMILIES = {
-    "qwen2": {"qkv_bias": True, "norm_after": False, "use_qk_norm": False},
-    "olmo2": {"qkv_bias": False, "norm_after": True, "use_qk_norm": True},
-}
+from .random_models import FAMILIES, random_model
+
 HIDDEN = 24
 SIZES = (1, 4, 16)
 
 
 def model(family: str, heads: int = 4, kv_heads: int = 2) -> MolmoActForActionReasoning:
     attention = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 12}
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 20, **attention}
-    config = MolmoActConfig(
-        vit_config={
-            **sizes,
-            "num_hidden_layers": 1,
-            "image_default_input_size": [16, 16],
-            "image_patch_size": 8,
-            "image_num_pos": 4,
-        },
-        adapter_config={**sizes, "vit_layers": [-1], "text_hidden_size": HIDDEN},
-        llm_config={
-            **sizes,
-            **FAMILIES[family],
-            "num_hidden_layers": 2,
-            "vocab_size": 32,
-            "additional_vocab_size": 6,
-        },
-        image_patch_id=33,
-    )
-    made = MolmoActForActionReasoning(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(0, 0.5, generator=generator)
-    return made
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 32}
+    return random_model(image_patch_id=33, additional_vocab_size=6, **sizes, **attention, **FAMILIES[family])
 
 
 class Tape(TorchDispatchMode):
