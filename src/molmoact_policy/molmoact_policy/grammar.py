@@ -255,11 +255,11 @@ class Grammar:
         return choices if state == self.end else None
 
     def first_rows(self, values: NDArray[np.int64]) -> dict[int, Choice]:
-        """The choices that write these values [k, D] in the first action rows, in whichever wording, and go on."""
+        """The choices that write these values [k, D] in the first action rows, in whichever form."""
         return {
             number: Choice(int(values[place.row, place.column]), 0)
             for number, place in enumerate(self.places)
-            if place.part == "action" and place.block == 0 and place.row < len(values)
+            if place.part == "action" and place.row < len(values)
         }
 
     def _step(self, state: State, token: int, made: list[tuple[int, Choice]]) -> State | None:

@@ -163,6 +163,21 @@ def test_whatever_is_guessed_is_spelled_within_the_grammar(case: tuple, data: st
     assert automaton.read([*ids[:cut], *automaton.spell(state, choices, 10_000).ids]) is not None
 
 
+@given(cases(), st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_given_rows_begin_the_actions_of_whatever_else_is_said(case: tuple, count: int) -> None:
+    made, automaton, text, (dimensions, *_), rng = case
+    values = np.array([[rng.randrange(256) for _ in range(dimensions)] for _ in range(count)])
+    choices = [rng.choice(list(trie.tokens)) for trie in automaton.tries]
+    for place, choice in [*(automaton.read(made.encode_reply(text)) or ()), *automaton.first_rows(values).items()]:
+        choices[place] = choice
+    said = automaton.read(automaton.spell(automaton.start, choices, 10_000).ids)
+    assert said is not None
+    actions = [choice.value for place, choice in said if automaton.places[place].part == "action"]
+    written = min(len(actions), values.size)
+    assert actions[:written] == values.ravel()[:written].tolist()
+
+
 @given(st.randoms(use_true_random=False), st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_one_refinement_corrects_every_value_that_is_one_token(rng: random.Random, steered: bool) -> None:
