@@ -101,7 +101,7 @@ class Arena:
         follower = StepFollower(self.sim)
         while not self.sim.outcome().success and self.sim.time < start + TIME_LIMIT_S and in_a_row < BAD_REPLIES:
             try:
-                replies.append(self._reply(words, trace))
+                replies.append(self.reply(words, trace))
                 steps = self._steps(replies[-1])
                 in_a_row = 0
             except ReplyError:
@@ -126,7 +126,7 @@ class Arena:
             passes=sum(reply.forward_passes for reply in replies),
         )
 
-    def _reply(self, words: str, trace: list[tuple[int, int]] | None) -> Prediction:
+    def reply(self, words: str, trace: list[tuple[int, int]] | None) -> Prediction:
         data = self.sim.copy_data()
         images = [camera.colour(data).copy() for camera in self.cameras]
         return self.policy.act(Observation(images, words, trace))

@@ -9,6 +9,10 @@ demonstrations, and where the policy is evaluated.
 Some episodes go another way than their instruction asks for: over points of the operator's choice, or to the other
 cube. Their frames are `steered`: only a drawn trace explains them, and so the policy learns to go where a trace goes.
 Half of them show the trace as it was drawn at the start, because a person's trace stays while the arm follows it.
+
+What is seen before anything has been touched is also labelled with what would be done if the other cube, or the other
+side, were asked for: only the words tell the two frames apart. Beside each shard, objects-NNNNN.npy says where every
+object is in the pictures, [frames, cameras, objects, 2], 0..1 right and down, nan where it is not in the picture.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ from molmoact_training.depth_vqvae import WEIGHTS_FILE, VQVAESettings, encode_pi
 CAMERA_SIZE = (640, 480)
 DEPTH_PICTURE_SIZE = 160  # pixels: what a few thousand of them leave of the memory
 LOWEST_TCP_M = 0.008  # above the table, whatever the noise says
+MOVED_M = 1e-3
 PLAN_STEPS = 200  # longer than any episode's plan
 STRAIGHT, OTHER_CUBE, WANDERING = "straight", "other_cube", "wandering"
 EPISODE_STREAM, TASK_STREAM = 1, 2  # of the seed that also lays out the scene
@@ -57,10 +62,12 @@ EPISODE_STREAM, TASK_STREAM = 1, 2  # of the seed that also lays out the scene
 
 @dataclass(frozen=True)
 class Look:
-    """A frame whose depth is still a picture."""
+    """A frame whose depth is still a picture, and the same look when something else is asked for, where that can be."""
 
     frame: Frame
+    otherwise: Frame | None
     depth: NDArray[np.uint8]  # [size, size], relative inverse depth, near = bright
+    objects: NDArray[np.float32]  # [cameras, objects, 2], see the module's text
 
 
 class PosedDemonstrations:
@@ -73,6 +80,8 @@ class PosedDemonstrations:
         self.sim = Simulation(scene)
         self.posed = PosedScene(self.sim)
         self.front, self.wrist = (RgbdCamera(self.sim.model, name, *CAMERA_SIZE) for name in ("front", "wrist"))
+        self.pointed_at = [f"{colour}_cube" for colour in scene.objects.cubes.colours]
+        self.pointed_at += [f"{colour}_plate" for colour in scene.objects.plates.colours]
 
     def episode(self, seed: int) -> Iterator[Look]:
         """Looks of one episode, until the operator is done, the episode has had its steps or nothing can get there."""
@@ -103,8 +112,9 @@ class PosedDemonstrations:
         operator = ScriptedOperator(TaskSpec.parse(task, self.scene), self.scene)
         planner = WanderingOperator(operator, seed) if wandering else operator
         steered = wandering or task_instruction(task, self.scene) != instruction
-        view = self._start(SceneView.from_simulation(self.sim), rng)
-        drawn = self._look(view, planner, operator).frame.traces if steered else None
+        asked_otherwise = None if steered else _asked_otherwise(task, self.scene)
+        view = start = self._start(SceneView.from_simulation(self.sim), rng)
+        drawn = self._look(view, planner, operator, None).frame.traces if steered else None
         for first in range(0, config["steps_limit"], config["rows_executed"]):
             if operator.done(view):
                 return
@@ -112,24 +122,57 @@ class PosedDemonstrations:
             for number, step in enumerate(self._perturbed(steps, view, operator, rng), first):
                 stage = "early" if number < config["early_steps"] else "late"
                 if rng.random() < config["keep_fraction"][stage]:
-                    look = self._look(view, planner, operator)
+                    look = self._look(view, planner, operator, asked_otherwise if _alike(view, start) else None)
                     if drawn is not None and rng.random() < 0.5:
                         look = replace(look, frame=replace(look.frame, traces=drawn))
-                    frame = replace(look.frame, episode=seed, frame=number, instruction=instruction, steered=steered)
-                    yield replace(look, frame=frame)
+                    yield _numbered(look, seed, number, instruction, steered)
                 if wandering:
                     planner.step(view)  # it remembers which points it has been to
                 view = operator.imagine(view, step)
 
-    def _look(self, view: SceneView, planner: ScriptedOperator | WanderingOperator, operator: ScriptedOperator) -> Look:
-        plan, path = _plan(planner, operator, view, PLAN_STEPS)
+    def _look(
+        self,
+        view: SceneView,
+        planner: ScriptedOperator | WanderingOperator,
+        operator: ScriptedOperator,
+        asked_otherwise: TaskSpec | None,
+    ) -> Look:
         data = self.posed.pose(view)
-        trace = trace_of(np.array([view.position, *path]), self.front, data)
         front, depth = self.front.render(data)
         wrist = self.wrist.colour(data)
         images = [self.embodiment.picture(np.ascontiguousarray(image)) for image in (front, wrist)]
+        frame = self._labelled(view, planner, operator, data, images)
+        otherwise = None
+        if asked_otherwise is not None:
+            other_operator = ScriptedOperator(asked_otherwise, self.scene)
+            otherwise = self._labelled(view, other_operator, other_operator, data, images)
+            otherwise = replace(otherwise, instruction=asked_otherwise.instruction)
+        return Look(
+            frame, otherwise, picture_of_depth(depth, DEPTH_PICTURE_SIZE), self._objects_in_pictures(view, data)
+        )
+
+    def _labelled(
+        self,
+        view: SceneView,
+        planner: ScriptedOperator | WanderingOperator,
+        operator: ScriptedOperator,
+        data: Any,
+        images: list[NDArray[np.uint8]],
+    ) -> Frame:
+        plan, path = _plan(planner, operator, view, PLAN_STEPS)
+        trace = trace_of(np.array([view.position, *path]), self.front, data)
         actions = chunk_of(plan or [operator.step(view)], self.config["chunk_rows"])
-        return Look(Frame(0, 0, "", images, actions, traces=[trace]), picture_of_depth(depth, DEPTH_PICTURE_SIZE))
+        return Frame(0, 0, "", images, actions, traces=[trace])
+
+    def _objects_in_pictures(self, view: SceneView, data: Any) -> NDArray[np.float32]:
+        """[cameras, objects, 2], see the module's text."""
+        seen = np.full((2, len(self.pointed_at), 2), np.nan, np.float32)
+        for camera, points in zip((self.front, self.wrist), seen, strict=True):
+            for number, name in enumerate(self.pointed_at):
+                if name in view.objects:
+                    points[number] = camera.project(view.objects[name][0], data) / np.array(CAMERA_SIZE)
+        seen[~np.all((seen >= 0.0) & (seen <= 1.0), axis=-1)] = np.nan
+        return seen
 
     def _start(self, view: SceneView, rng: np.random.Generator) -> SceneView:
         """Home, or somewhere else over the table."""
@@ -162,6 +205,26 @@ class PosedDemonstrations:
 
 def task_instruction(task: str, scene: SceneConfig) -> str:
     return TaskSpec.parse(task, scene).instruction
+
+
+def _alike(view: SceneView, other: SceneView) -> bool:
+    """Whether every object still stands where it stood."""
+    return all(np.allclose(view.objects[name][0], other.objects[name][0], atol=MOVED_M) for name in view.objects)
+
+
+def _numbered(look: Look, episode: int, number: int, instruction: str, steered: bool) -> Look:
+    frame = replace(look.frame, episode=episode, frame=number, instruction=instruction, steered=steered)
+    otherwise = look.otherwise and replace(look.otherwise, episode=episode, frame=number)
+    return replace(look, frame=frame, otherwise=otherwise)
+
+
+def _asked_otherwise(task: str, scene: SceneConfig) -> TaskSpec | None:
+    """What else the same scene may be asked for: the other cube, the other side; None where there is only one."""
+    kind, cube, second = task.split(":")
+    if kind == "place":
+        return None
+    other = f"pick:{second}:{cube}" if kind == "pick" else f"push:{cube}:{next(s for s in SIDES if s != second)}"
+    return TaskSpec.parse(other, scene)
 
 
 def _intended(task: str, intention: str) -> str:
@@ -204,6 +267,11 @@ def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
     return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32).round(5)
 
 
+def objects_path(directory: Path, shard: int) -> Path:
+    """Where the objects of a shard's frames are in their pictures, see the module's text."""
+    return directory / f"objects-{shard:05d}.npy"
+
+
 def _demonstrations(config: dict[str, Any], scene_file: Path, checkpoint: Path) -> PosedDemonstrations:
     embodiment = Embodiment.from_file(checkpoint / EMBODIMENT_FILE)
     return PosedDemonstrations(SceneConfig.load(scene_file), config["demonstrations"], embodiment)
@@ -234,8 +302,16 @@ def write_shards(
         seeds = range(first, first + settings["episodes_per_shard"])
         looks = [look for seed in seeds for look in demonstrations.episode(seed)]
         codes = encode_pictures(encoder, np.stack([look.depth for look in looks]))
-        write_shard(out, shard, (replace(look.frame, depth_codes=c) for look, c in zip(looks, codes, strict=True)))
-        print(f"{shard_path(out, shard).name}: {len(looks)} frames", flush=True)
+        labelled = [
+            (replace(frame, depth_codes=code), look.objects)
+            for look, code in zip(looks, codes, strict=True)
+            for frame in (look.frame, look.otherwise)
+            if frame is not None
+        ]
+        out.mkdir(parents=True, exist_ok=True)
+        np.save(objects_path(out, shard), np.stack([objects for _, objects in labelled]))
+        write_shard(out, shard, (frame for frame, _ in labelled))
+        print(f"{shard_path(out, shard).name}: {len(labelled)} frames", flush=True)
 
 
 def main() -> None:

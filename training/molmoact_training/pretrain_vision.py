@@ -2,8 +2,8 @@
 
 MolmoAct starts from a vision tower that has seen billions of pictures; nano's would start from noise, and a language
 model beside a blind tower learns to copy from the demonstrated reply instead. The mean image feature of each camera
-has to tell the trace and where the gripper goes next, through one linear layer that is thrown away afterwards. The
-instruction goes into that layer, too, so that colours and sides have to be told apart.
+has to tell where every object is in the pictures, as Molmo learned from pointing, and, given the instruction, the trace
+and where the gripper goes next; each through one linear layer that is thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -31,29 +31,34 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from molmoact_training.annotated_dataset import AnnotatedDataset
 from molmoact_training.augmentation import augment
+from molmoact_training.errors import DatasetError
 from molmoact_training.nano_checkpoint import COPIED_FILES
 from molmoact_training.presets import Augmentation, Preset
 
 VALIDATION_FRAMES = 512
 TRACE_POINTS = 5
+POINT_SCALE = 4.0  # of a picture's width and height, so that coordinates have about unit variance
 LOG_EVERY, SAVE_EVERY = 100, 250  # steps
 
 
 class VisionWithHead(nn.Module):
-    """The vision backbone, and a linear layer from its mean features and the instruction to the targets."""
+    """The vision backbone, with linear layers from its mean features to points, and by instruction to targets."""
 
-    def __init__(self, model: MolmoActForActionReasoning, cameras: int, instructions: int, outputs: int) -> None:
+    def __init__(
+        self, model: MolmoActForActionReasoning, cameras: int, instructions: int, outputs: int, points: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.backbone = model.vision_backbone
         width = cameras * model.config.llm_config.hidden_size
         self.head = nn.Linear(width, outputs)
+        self.pointing = nn.Linear(width, points)
         # Which of the things that are seen are meant: a factor for every feature.
         self.attention = nn.Embedding(instructions, width)
         nn.init.ones_(self.attention.weight)
 
-    def forward(self, images: Tensor, instructions: Tensor) -> Tensor:
-        """images [B, cameras, patches, values] in -1..1, instructions int64 [B] -> targets [B, outputs]."""
+    def forward(self, images: Tensor, instructions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, cameras, patches, values] in -1..1, instructions int64 [B] -> targets [B, m], points [B, n]."""
         batch, cameras, patches, _ = images.shape
         side = math.isqrt(patches)
         grid = torch.arange(patches).view(side // 2, 2, side // 2, 2).transpose(1, 2).reshape(-1, 4)  # pooled 2 x 2
@@ -61,7 +66,7 @@ class VisionWithHead(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             features = self.model.image_features(images, index)  # [B * cameras * pooled, hidden]
         means = features.float().view(batch, cameras, len(grid), -1).mean(2).flatten(1)
-        return self.head(means * self.attention(instructions))
+        return self.head(means * self.attention(instructions)), self.pointing(means)
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,15 @@ class Looks:
     """Frames as the vision backbone sees them, and what it shall tell of each.
 
     targets: float32 [frames, outputs], each output of unit variance: trace points across and down, where each row of
-    the chunk will have taken the gripper, and whether it is open. usable: indices of the frames whose path is what the
+    the chunk will have taken the gripper, and whether it is open. points: float32 [frames, n], where objects are in the
+    pictures, POINT_SCALE across each, nan where they are not seen. usable: indices of the frames whose path is what the
     instruction asks for.
     """
 
     dataset: AnnotatedDataset
     processor: ImageProcessor
     targets: NDArray[np.float32]
+    points: NDArray[np.float32]
     instructions: NDArray[np.int64]
     usable: NDArray[np.int64]
 
@@ -83,17 +90,18 @@ class Looks:
     def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor) -> Looks:
         _, numbers = np.unique(dataset.column("instruction"), return_inverse=True)
         usable = np.flatnonzero(~np.array(dataset.column("steered")))
-        return cls(dataset, processor, targets_of(dataset), numbers, usable)
+        return cls(dataset, processor, targets_of(dataset), points_of(dataset), numbers, usable)
 
     def batch(
         self, chosen: NDArray[np.int64], augmentation: Augmentation | None, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, cameras, patches, values], instructions [B] and targets [B, outputs]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """images [B, cameras, patches, values], instructions [B], targets [B, outputs] and points [B, n]."""
         images = np.stack([self._crops(int(index), augmentation, rng) for index in chosen])
         return (
             torch.from_numpy(images),
             torch.from_numpy(self.instructions[chosen]),
             torch.from_numpy(self.targets[chosen]),
+            torch.from_numpy(self.points[chosen]),
         )
 
     def _crops(self, index: int, augmentation: Augmentation | None, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -114,6 +122,18 @@ def targets_of(dataset: AnnotatedDataset) -> NDArray[np.float32]:
     return ((values - values.mean(0)) / (values.std(0) + 1e-6)).astype(np.float32)
 
 
+def points_of(dataset: AnnotatedDataset) -> NDArray[np.float32]:
+    """Where objects are in each frame's pictures, see `Looks`: what `posed_demonstrations` wrote beside the shards."""
+    paths = sorted(dataset.directory.glob("objects-*.npy"))
+    points = np.concatenate([np.load(path) for path in paths]) if paths else np.empty((0, 1, 1, 2), np.float32)
+    if len(points) != len(dataset):
+        raise DatasetError(
+            f"{dataset.directory}: {len(points)} rows in objects-*.npy for {len(dataset)} frames: expected a directory"
+            " that posed_demonstrations wrote"
+        )
+    return ((points.reshape(len(points), -1) - 0.5) * POINT_SCALE).astype(np.float32)
+
+
 def _five_points(trace: list[int]) -> NDArray[np.float32]:
     """[10]: a shorter trace stays at its end."""
     points = np.array(trace, np.float32).reshape(-1, 2)
@@ -129,7 +149,8 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
     torch.manual_seed(0)
     model = MolmoActForActionReasoning.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     cameras = len(looks.dataset.embodiment.cameras)
-    learned = VisionWithHead(model, cameras, looks.instructions.max() + 1, looks.targets.shape[1])
+    outputs, points = looks.targets.shape[1], looks.points.shape[1]
+    learned = VisionWithHead(model, cameras, looks.instructions.max() + 1, outputs, points)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in model.vision_backbone.parameters():
@@ -144,9 +165,10 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
     for step in range(settings["steps"]):
         rng = np.random.default_rng([1, step, rank])
         chosen = rng.choice(looks.usable[:-VALIDATION_FRAMES], settings["batch"], replace=False)
-        images, instructions, targets = looks.batch(chosen, augmentation, rng)
+        images, instructions, targets, points = looks.batch(chosen, augmentation, rng)
         optimizer.zero_grad()
-        nn.functional.mse_loss(parallel(images, instructions), targets).backward()
+        told, pointed = parallel(images, instructions)
+        (nn.functional.mse_loss(told, targets) + _pointing_errors(pointed, points).square().mean()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -164,11 +186,19 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
 
 @torch.no_grad()
 def validate(learned: VisionWithHead, looks: Looks) -> dict[str, float]:
-    """Squared errors, in variances, on frames of the last episodes."""
+    """Errors on frames of the last episodes: squared, in variances; of points the median in 1/255 of a picture."""
     chosen = looks.usable[-VALIDATION_FRAMES:]
-    images, instructions, targets = looks.batch(chosen, None, np.random.default_rng(0))
-    errors = (learned(images, instructions) - targets) ** 2
-    return {"trace": errors[:, : 2 * TRACE_POINTS].mean().item(), "all": errors.mean().item()}
+    images, instructions, targets, points = looks.batch(chosen, None, np.random.default_rng(0))
+    told, pointed = learned(images, instructions)
+    errors = (told - targets) ** 2
+    off = _pointing_errors(pointed, points).abs().median().item() * 255 / POINT_SCALE
+    return {"trace": errors[:, : 2 * TRACE_POINTS].mean().item(), "all": errors.mean().item(), "point": off}
+
+
+def _pointing_errors(pointed: Tensor, points: Tensor) -> Tensor:
+    """Of the coordinates that are seen, one after the other."""
+    seen = ~points.isnan()
+    return pointed[seen] - points[seen]
 
 
 def main() -> None:

@@ -30,6 +30,11 @@ def straight(tmp_path_factory) -> list[Look]:
 
 
 @pytest.fixture(scope="module")
+def pushing(tmp_path_factory) -> list[Look]:
+    return looks_of(tmp_path_factory, tasks={"push": 1.0}, steered={"other_cube": 0.0, "wandering": 0.0})
+
+
+@pytest.fixture(scope="module")
 def to_the_other_cube(tmp_path_factory) -> list[Look]:
     return looks_of(tmp_path_factory, tasks={"pick": 1.0}, steered={"other_cube": 1.0, "wandering": 0.0})
 
@@ -65,6 +70,36 @@ def test_a_steered_trace_leaves_the_cube_that_is_asked_for_alone(to_the_other_cu
     assert look.frame.steered
     cube = colour_centre(look, look.frame.instruction.split()[3])
     assert np.linalg.norm(look.frame.traces[0] - cube, axis=1).min() > 20
+
+
+def test_the_same_look_is_labelled_for_the_other_cube_until_one_of_them_is_touched(straight):
+    assert straight[0].otherwise is not None and any(look.otherwise is None for look in straight)
+    for look in straight:
+        if look.otherwise is not None:
+            asked, otherwise = look.frame.instruction.split()[3], look.otherwise.instruction.split()[3]
+            assert asked != otherwise and not look.otherwise.steered
+            assert look.otherwise.images is look.frame.images
+            assert np.linalg.norm(look.otherwise.traces[0] - colour_centre(look, otherwise), axis=1).min() < 20
+
+
+def test_the_same_look_is_labelled_for_the_other_side(pushing):
+    look = pushing[0]
+    assert {look.frame.instruction.split()[6], look.otherwise.instruction.split()[6]} == {"left", "right"}
+    assert not np.array_equal(look.frame.actions, look.otherwise.actions)
+
+
+def test_frames_that_leave_the_words_alone_are_not_labelled_otherwise(to_the_other_cube):
+    assert all(look.otherwise is None for look in to_the_other_cube)
+
+
+def test_objects_are_where_their_colours_are_in_the_picture(straight):
+    look = straight[0]
+    cubes = ["red", "blue", "green", "yellow"]
+    asked = look.frame.instruction.split()[3]
+    point = look.objects[0, cubes.index(asked)] * 255
+    assert np.linalg.norm(point - colour_centre(look, asked)) < 6
+    present = {asked, look.otherwise.instruction.split()[3]}
+    assert {colour for colour, at in zip(cubes, look.objects[0], strict=False) if not np.isnan(at).any()} == present
 
 
 def test_some_steered_frames_show_the_trace_as_it_was_drawn_at_the_start(to_the_other_cube):
