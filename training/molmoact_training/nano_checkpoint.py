@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,20 @@ def scale_initial_weights(module: torch.nn.Module) -> None:
             layer.weight.normal_(std=layer.in_features**-0.5)
 
 
+@torch.no_grad()
+def place_patches(table: torch.nn.Parameter) -> None:
+    """Start a table of patch positions [side * side, hidden] with waves along rows and columns, as large as patches.
+
+    The release's table is learned from zeros by billions of pictures. From 0.02, nano needed 500 steps to point as well
+    as it does after 150 from here.
+    """
+    side, width = math.isqrt(len(table)), table.shape[1] // 4
+    place = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()  # row by row
+    angles = place[:, :, None] * torch.pi / (4 * side) * torch.arange(1, width + 1)  # [patches, 2, width]
+    waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+    table.copy_(waves / waves.std())
+
+
 def create(model: dict, directory: Path, seed: int = 0) -> None:
     """Write an untrained checkpoint to `directory`; `model` is that section of config/training/nano.yaml."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,6 +171,7 @@ def create(model: dict, directory: Path, seed: int = 0) -> None:
     torch.manual_seed(seed)
     network = MolmoActForActionReasoning(build_config(model, tokenizer))
     scale_initial_weights(network.vision_backbone)
+    place_patches(network.vision_backbone.image_vit.positional_embedding)
     network.save_pretrained(directory)
     (directory / "embodiment.yaml").write_text(yaml.safe_dump(EMBODIMENT, sort_keys=False))
 

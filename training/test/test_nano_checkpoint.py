@@ -1,11 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from franka_sim.scene import SceneConfig
 from franka_sim.tasks import TaskSpec
 from molmoact_policy.actions import SYMBOLS
 from molmoact_policy.tokenizer import DEPTH_TOKENS
-from molmoact_training.nano_checkpoint import VOCABULARY_SIZE, build_tokenizer
+from molmoact_training.nano_checkpoint import VOCABULARY_SIZE, build_tokenizer, place_patches
 
 SCENE = Path(__file__).parents[2] / "config/scenes/tabletop.yaml"
 
@@ -33,3 +34,13 @@ def test_every_word_of_an_instruction_is_one_token(task):
     tokenizer = build_tokenizer(images=2)
     instruction = TaskSpec.parse(task, SceneConfig.load(SCENE)).instruction
     assert len(tokenizer.encode(instruction, add_special_tokens=False)) == len(instruction.split())
+
+
+def test_patches_start_at_places_that_are_alike_where_they_are_near():
+    table = torch.nn.Parameter(torch.zeros(64, 192))
+    place_patches(table)
+    places = table.detach().view(8, 8, 192)
+    assert places.std() == pytest.approx(1.0, rel=0.01)
+    for neighbour in (places[4, 5], places[5, 4]):
+        assert (places[4, 4] - neighbour).norm() < (places[4, 4] - places[7, 7]).norm()
+    assert torch.pdist(table.detach()).min() > 1.0
