@@ -31,7 +31,10 @@ finished vision || {
         --checkpoint "$work/untrained" --out "$work/vision"
     finish vision
 }
-molmoact train "$config" --data "$work/posed" --checkpoint "$work/vision" --out "$work/pretraining" --processes 2
+molmoact train "$root/config/training/nano-pointing.yaml" --data "$work/posed" --checkpoint "$work/vision" \
+    --out "$work/pointing" --processes 2
+[ -e "$work/pointed" ] || molmoact merge "$work/pointing" --out "$work/pointed"
+molmoact train "$config" --data "$work/posed" --checkpoint "$work/pointed" --out "$work/pretraining" --processes 2
 [ -e "$work/pretrained" ] ||
     molmoact merge "$work/pretraining" --depth-vqvae "$work/depth_vqvae" --out "$work/pretrained"
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,14 @@ ANNOTATION_FILE = "annotation.json"
 ALLOW_CONSTANT = "allow_constant"  # setting: some dimensions of the actions are meant never to change
 JPEG = {"quality": 95, "subsampling": 0}
 
+POINT = pa.struct(
+    [
+        pa.field("object", pa.string(), nullable=False),
+        pa.field("image", pa.uint8(), nullable=False),
+        pa.field("x", pa.uint8(), nullable=False),
+        pa.field("y", pa.uint8(), nullable=False),
+    ]
+)
 SCHEMA = pa.schema(
     [
         pa.field("episode", pa.int64(), nullable=False),
@@ -41,10 +49,20 @@ SCHEMA = pa.schema(
         pa.field("actions", pa.list_(pa.float32()), nullable=False),  # [rows * D], rows from this frame on
         pa.field("depth_codes", pa.list_(pa.uint8())),  # [100] row by row; null: not annotated
         pa.field("traces", pa.list_(pa.list_(pa.uint8()))),  # per arm [x, y, x, y, ...] in 0..255; null: not annotated
+        pa.field("points", pa.list_(POINT)),  # of what is seen in the images; null: not annotated
         # Whether the traces and actions are not those of the instruction: only to be shown with the trace drawn.
         pa.field("steered", pa.bool_(), nullable=False),
     ]
 )
+
+
+class Point(NamedTuple):
+    """Where the middle of an object is: x right and y down in 0..255 across image number `image`."""
+
+    object: str  # as it is spoken of: "red cube"
+    image: int
+    x: int
+    y: int
 
 
 @dataclass(frozen=True)
@@ -53,8 +71,9 @@ class Frame:
 
     images: uint8 RGB [H, W, 3] per camera; instruction: the task in words; actions: float32 [rows, D] in the dataset's
     units, from this frame on; depth_codes: uint8 [100] of the first image, None if not annotated; traces: for each arm
-    uint8 [1..5, 2], x right and y down in 0..255 across the first image, None if not annotated; steered: the traces and
-    actions follow another path than the instruction asks for, so that only the steering prompt may show them.
+    uint8 [1..5, 2], x right and y down in 0..255 across the first image, None if not annotated; points: of the objects
+    that are seen in the images, None if not annotated; steered: the traces and actions follow another path than the
+    instruction asks for, so that only the steering prompt may show them.
     """
 
     episode: int
@@ -64,6 +83,7 @@ class Frame:
     actions: NDArray[np.float32]
     depth_codes: NDArray[np.uint8] | None = None
     traces: list[NDArray[np.uint8]] | None = None
+    points: list[Point] | None = None
     steered: bool = False
 
 
@@ -102,6 +122,7 @@ class AnnotatedDataset:
             actions=np.array(lists["actions"]).reshape(-1, self.statistics.dimensions),
             depth_codes=None if depth is None else np.array(depth),
             traces=None if traces is None else [np.array(trace.values).reshape(-1, 2) for trace in traces],
+            points=_points(row.column("points")[0].as_py()),
             steered=row.column("steered")[0].as_py(),
         )
 
@@ -110,8 +131,13 @@ class AnnotatedDataset:
         return self._table.column(name).to_pylist()
 
     def annotated(self, name: str) -> NDArray[np.bool_]:
-        """[frames], whether each has a "depth_codes" or "traces"."""
+        """[frames], whether each has "depth_codes", "traces" or "points"."""
         return self._table.column(name).is_valid().to_numpy()
+
+    def pointed(self) -> NDArray[np.bool_]:
+        """[frames], whether something is pointed to in the first image of each."""
+        first = [any(point["image"] == 0 for point in points or ()) for points in self.column("points")]
+        return np.array(first, np.bool_)
 
     def all_actions(self) -> NDArray[np.float32]:
         """[frames, rows, D] in the dataset's units."""
@@ -183,8 +209,13 @@ def _row(frame: Frame) -> dict[str, Any]:
         "actions": np.asarray(frame.actions, np.float32).ravel(),
         "depth_codes": frame.depth_codes,
         "traces": None if traces is None else [np.asarray(trace, np.uint8).ravel() for trace in traces],
+        "points": None if frame.points is None else [point._asdict() for point in frame.points],
         "steered": frame.steered,
     }
+
+
+def _points(stored: list[dict[str, Any]] | None) -> list[Point] | None:
+    return None if stored is None else [Point(**point) for point in stored]
 
 
 def _read_shard(path: Path) -> pa.Table:

@@ -23,7 +23,7 @@ from molmoact_training.batches import Batch, Sample, collate
 from molmoact_training.errors import DatasetError, PresetError
 from molmoact_training.presets import Group, Kinds, Preset
 from molmoact_training.question_answers import QuestionAnswers
-from molmoact_training.sequences import Question, SequenceWriter, pictures_of
+from molmoact_training.sequences import Question, SequenceWriter, pictures_of, points_of
 
 VALIDATION_STEP = -1 % 2**63  # draws that no training step makes
 
@@ -116,8 +116,8 @@ class Mixture:
         pictures = pictures_of(frame, kind)
         if train:
             pictures = self._augmented(pictures, rng)
-        message = self.writer.message(self.writer.question(frame, kind, source.dataset.statistics))
-        sample = self.writer.sample(name, pictures, [message])
+        questions = self.writer.questions(frame, kind, source.dataset.statistics)
+        sample = self.writer.sample(name, pictures, [self.writer.message(question) for question in questions])
         if train and self.preset.history_dropout is not None:
             sample = self.writer.hide_history(sample, self.preset.history_dropout, rng)
         return sample
@@ -218,6 +218,8 @@ def _usable(dataset: AnnotatedDataset, kinds: Kinds) -> NDArray[np.bool_]:
         usable |= depth
     if kinds.trace:
         usable |= trace & ~steered
+    if kinds.pointing:
+        usable |= dataset.pointed()
     return usable
 
 
@@ -230,6 +232,7 @@ def _choose_kind(frame: Frame, kinds: Kinds, rng: np.random.Generator) -> str:
         "steering": kinds.steering * drawn,
         "depth": kinds.depth * depth,
         "trace": kinds.trace * (trace and not frame.steered),
+        "pointing": kinds.pointing * bool(points_of(frame)),
     }
     shares = np.array(list(possible.values()))
     if not shares.any():

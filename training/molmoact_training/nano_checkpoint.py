@@ -13,7 +13,14 @@ from molmoact_policy.actions import SYMBOLS
 from molmoact_policy.images import ImageProcessor
 from molmoact_policy.model import MolmoActConfig, MolmoActForActionReasoning
 from molmoact_policy.processor import Processor
-from molmoact_policy.prompts import chat, reasoning_prompt, reasoning_reply, steering_prompt, steering_reply
+from molmoact_policy.prompts import (
+    chat,
+    pointing_prompt,
+    reasoning_prompt,
+    reasoning_reply,
+    steering_prompt,
+    steering_reply,
+)
 from molmoact_policy.tokenizer import ADDED_IMAGE_TOKENS, add_released_tokens
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +40,7 @@ def text_pieces(images: int) -> list[str]:
     texts = [
         chat(reasoning_prompt(HOLE, images)),
         chat(steering_prompt(HOLE, images)),
+        chat(pointing_prompt(HOLE)),
         " " + reasoning_reply(HOLE, HOLE, HOLE),
         " " + steering_reply(HOLE),
     ]

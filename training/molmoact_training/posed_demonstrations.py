@@ -11,8 +11,8 @@ cube. Their frames are `steered`: only a drawn trace explains them, and so the p
 Half of them show the trace as it was drawn at the start, because a person's trace stays while the arm follows it.
 
 What is seen before anything has been touched is also labelled with what would be done if the other cube, or the other
-side, were asked for: only the words tell the two frames apart. Beside each shard, objects-NNNNN.npy says where every
-object is in the pictures, [frames, cameras, objects, 2], 0..1 right and down, nan where it is not in the picture.
+side, were asked for: only the words tell the two frames apart. Every frame has the points of the cubes and plates in
+its pictures, for pointing.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from molmoact_training.annotated_dataset import (
     ALLOW_CONSTANT,
     ANNOTATION_FILE,
     Frame,
+    Point,
     finish_dataset,
     shard_path,
     write_shard,
@@ -52,6 +53,8 @@ from molmoact_training.depth_pictures import picture_of_depth
 from molmoact_training.depth_vqvae import WEIGHTS_FILE, VQVAESettings, encode_pictures, train_vqvae
 
 CAMERA_SIZE = (640, 480)
+ACROSS = 255.0 / (np.array(CAMERA_SIZE) - 1)  # from pixels to a trace's units
+POINTED_AT = ("_cube", "_plate")
 DEPTH_PICTURE_SIZE = 160  # pixels: what a few thousand of them leave of the memory
 LOWEST_TCP_M = 0.008  # above the table, whatever the noise says
 MOVED_M = 1e-3
@@ -67,7 +70,6 @@ class Look:
     frame: Frame
     otherwise: Frame | None
     depth: NDArray[np.uint8]  # [size, size], relative inverse depth, near = bright
-    objects: NDArray[np.float32]  # [cameras, objects, 2], see the module's text
 
 
 class PosedDemonstrations:
@@ -80,8 +82,6 @@ class PosedDemonstrations:
         self.sim = Simulation(scene)
         self.posed = PosedScene(self.sim)
         self.front, self.wrist = (RgbdCamera(self.sim.model, name, *CAMERA_SIZE) for name in ("front", "wrist"))
-        self.pointed_at = [f"{colour}_cube" for colour in scene.objects.cubes.colours]
-        self.pointed_at += [f"{colour}_plate" for colour in scene.objects.plates.colours]
 
     def episode(self, seed: int) -> Iterator[Look]:
         """Looks of one episode, until the operator is done, the episode has had its steps or nothing can get there."""
@@ -141,15 +141,14 @@ class PosedDemonstrations:
         front, depth = self.front.render(data)
         wrist = self.wrist.colour(data)
         images = [self.embodiment.picture(np.ascontiguousarray(image)) for image in (front, wrist)]
-        frame = self._labelled(view, planner, operator, data, images)
+        points = [point for number in range(2) for point in self._points(view, data, number)]
+        frame = replace(self._labelled(view, planner, operator, data, images), points=points)
         otherwise = None
         if asked_otherwise is not None:
             other_operator = ScriptedOperator(asked_otherwise, self.scene)
             otherwise = self._labelled(view, other_operator, other_operator, data, images)
-            otherwise = replace(otherwise, instruction=asked_otherwise.instruction)
-        return Look(
-            frame, otherwise, picture_of_depth(depth, DEPTH_PICTURE_SIZE), self._objects_in_pictures(view, data)
-        )
+            otherwise = replace(otherwise, instruction=asked_otherwise.instruction, points=points)
+        return Look(frame, otherwise, picture_of_depth(depth, DEPTH_PICTURE_SIZE))
 
     def _labelled(
         self,
@@ -164,15 +163,13 @@ class PosedDemonstrations:
         actions = chunk_of(plan or [operator.step(view)], self.config["chunk_rows"])
         return Frame(0, 0, "", images, actions, traces=[trace])
 
-    def _objects_in_pictures(self, view: SceneView, data: Any) -> NDArray[np.float32]:
-        """[cameras, objects, 2], see the module's text."""
-        seen = np.full((2, len(self.pointed_at), 2), np.nan, np.float32)
-        for camera, points in zip((self.front, self.wrist), seen, strict=True):
-            for number, name in enumerate(self.pointed_at):
-                if name in view.objects:
-                    points[number] = camera.project(view.objects[name][0], data) / np.array(CAMERA_SIZE)
-        seen[~np.all((seen >= 0.0) & (seen <= 1.0), axis=-1)] = np.nan
-        return seen
+    def _points(self, view: SceneView, data: Any, image: int) -> Iterator[Point]:
+        """Of the cubes and plates whose middle is in one of the pictures."""
+        camera = (self.front, self.wrist)[image]
+        for name, (position, _) in view.objects.items():
+            x, y = np.array(camera.project(position, data)) * ACROSS
+            if name.endswith(POINTED_AT) and 0.0 <= x <= 255.0 and 0.0 <= y <= 255.0:
+                yield Point(name.replace("_", " "), image, round(x), round(y))
 
     def _start(self, view: SceneView, rng: np.random.Generator) -> SceneView:
         """Home, or somewhere else over the table."""
@@ -252,8 +249,7 @@ def _plan(
 def trace_of(path: NDArray[np.float64], camera: RgbdCamera, data: Any) -> NDArray[np.uint8]:
     """Positions [n, 3] in the base frame -> the trace [1..5, 2] on `camera`'s picture (paper, section 3.2)."""
     pixels = np.array([camera.project(point, data) for point in subsample_trace(list(path))])
-    scaled = pixels * 255.0 / (camera.intrinsics.width - 1, camera.intrinsics.height - 1)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(pixels * ACROSS), 0, 255).astype(np.uint8)
 
 
 def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
@@ -265,11 +261,6 @@ def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:
     chunk = [np.concatenate([step.translation, step.rotation, [step.gripper]]) for step in plan[:rows]]
     stand_still = np.concatenate([np.zeros(6), [chunk[-1][6]]])
     return np.array(chunk + [stand_still] * (rows - len(chunk)), np.float32).round(5)
-
-
-def objects_path(directory: Path, shard: int) -> Path:
-    """Where the objects of a shard's frames are in their pictures, see the module's text."""
-    return directory / f"objects-{shard:05d}.npy"
 
 
 def _demonstrations(config: dict[str, Any], scene_file: Path, checkpoint: Path) -> PosedDemonstrations:
@@ -302,16 +293,14 @@ def write_shards(
         seeds = range(first, first + settings["episodes_per_shard"])
         looks = [look for seed in seeds for look in demonstrations.episode(seed)]
         codes = encode_pictures(encoder, np.stack([look.depth for look in looks]))
-        labelled = [
-            (replace(frame, depth_codes=code), look.objects)
+        frames = [
+            replace(frame, depth_codes=code)
             for look, code in zip(looks, codes, strict=True)
             for frame in (look.frame, look.otherwise)
             if frame is not None
         ]
-        out.mkdir(parents=True, exist_ok=True)
-        np.save(objects_path(out, shard), np.stack([objects for _, objects in labelled]))
-        write_shard(out, shard, (frame for frame, _ in labelled))
-        print(f"{shard_path(out, shard).name}: {len(labelled)} frames", flush=True)
+        write_shard(out, shard, frames)
+        print(f"{shard_path(out, shard).name}: {len(frames)} frames", flush=True)
 
 
 def main() -> None:

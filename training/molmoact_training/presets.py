@@ -18,8 +18,6 @@ from pydantic.dataclasses import dataclass
 
 from molmoact_training.errors import PresetError
 
-FRAME_KINDS = ("reasoning", "steering", "depth", "trace")
-
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -132,6 +130,7 @@ class Kinds:
     steering: Weight = 0.0
     depth: Weight = 0.0
     trace: Weight = 0.0
+    pointing: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

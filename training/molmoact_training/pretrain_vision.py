@@ -123,15 +123,17 @@ def targets_of(dataset: AnnotatedDataset) -> NDArray[np.float32]:
 
 
 def points_of(dataset: AnnotatedDataset) -> NDArray[np.float32]:
-    """Where objects are in each frame's pictures, see `Looks`: what `posed_demonstrations` wrote beside the shards."""
-    paths = sorted(dataset.directory.glob("objects-*.npy"))
-    points = np.concatenate([np.load(path) for path in paths]) if paths else np.empty((0, 1, 1, 2), np.float32)
-    if len(points) != len(dataset):
-        raise DatasetError(
-            f"{dataset.directory}: {len(points)} rows in objects-*.npy for {len(dataset)} frames: expected a directory"
-            " that posed_demonstrations wrote"
-        )
-    return ((points.reshape(len(points), -1) - 0.5) * POINT_SCALE).astype(np.float32)
+    """Where objects are in each frame's pictures, see `Looks`. Raises DatasetError for frames without points."""
+    if not dataset.annotated("points").all():
+        raise DatasetError(f"{dataset.directory}: some frames have no points: expected what posed_demonstrations wrote")
+    frames = dataset.column("points")
+    names = sorted({(point["image"], point["object"]) for points in frames for point in points})
+    number = {name: index for index, name in enumerate(names)}
+    found = np.full((len(frames), len(names), 2), np.nan, np.float32)
+    for index, points in enumerate(frames):
+        for point in points:
+            found[index, number[point["image"], point["object"]]] = point["x"], point["y"]
+    return ((found / 255 - 0.5).reshape(len(frames), -1) * POINT_SCALE).astype(np.float32)
 
 
 def _five_points(trace: list[int]) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """From a frame or a question to a token sequence: prompts, answers, and what each answer token counts.
 
 Kinds of sample of a frame (paper, sections 3 and 4): reasoning (depth, trace and action are asked for), steering (the
-trace is drawn on the first picture, the action is asked for), and the auxiliary ones that ask for depth or trace alone.
+trace is drawn on the first picture, the action is asked for), and the auxiliary ones that ask for depth or trace alone,
+or to point to each of the objects in the first picture, as Molmo does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from molmoact_policy.prompts import (
     depth_reply,
     format_depth,
     format_trace,
+    pointing_prompt,
     reasoning_prompt,
     reply_template,
     steering_prompt,
@@ -31,7 +33,7 @@ from molmoact_policy.prompts import (
 from molmoact_policy.trace import draw_trace
 from numpy.typing import NDArray
 
-from molmoact_training.annotated_dataset import Frame
+from molmoact_training.annotated_dataset import Frame, Point
 from molmoact_training.batches import ACTION, DEPTH, KIND_NAMES, SHARED, TEXT, TRACE, Sample
 from molmoact_training.errors import DatasetError
 from molmoact_training.presets import HistoryDropout, Preset
@@ -96,6 +98,15 @@ class SequenceWriter:
         if kind == "trace":
             return Question(trace_prompt(instruction, arms), trace_template(arms), fields)
         return Question(reasoning_prompt(instruction, images, arms), reply_template(arms=arms, wording=wording), fields)
+
+    def questions(self, frame: Frame, kind: str, statistics: ActionStatistics) -> list[Question]:
+        """All that a frame asks as one kind of sample; only pointing asks more than one `question`."""
+        if kind != "pointing":
+            return [self.question(frame, kind, statistics)]
+        return [
+            Question(pointing_prompt(point.object), "{trace}", {"trace": format_trace([(point.x, point.y)])})
+            for point in points_of(frame)
+        ]
 
     def message(self, question: Question) -> Message:
         """The question in tokens, with kind and weight of every token of the answer."""
@@ -162,7 +173,12 @@ def pictures_of(frame: Frame, kind: str) -> list[NDArray[np.uint8]]:
         for trace in frame.traces or ():
             first = draw_trace(first, trace)
         return [first, *frame.images[1:]]
-    return list(frame.images) if kind == "reasoning" else [frame.images[0]]
+    return list(frame.images) if kind in ("reasoning", "pointing") else [frame.images[0]]
+
+
+def points_of(frame: Frame) -> list[Point]:
+    """The points of the first image."""
+    return [point for point in frame.points or () if point.image == 0]
 
 
 def _spell(question: Question) -> tuple[str, NDArray[np.int64], NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from molmoact_policy.processor import Processor
-from molmoact_training.annotated_dataset import ALLOW_CONSTANT, Frame, finish_dataset, write_shard
+from molmoact_training.annotated_dataset import ALLOW_CONSTANT, Frame, Point, finish_dataset, write_shard
 from molmoact_training.batches import Batch
 from molmoact_training.errors import DatasetError, PresetError
 from molmoact_training.mixture import Mixture
@@ -92,6 +92,16 @@ def test_kinds_come_at_their_shares_and_a_steered_frame_only_steers(processor, t
         sample = source.sample(0, index)
         kinds[sample.name.rsplit("(")[-1]] += 1
     assert abs(kinds["reasoning)"] / 300 - 0.5) < 0.1  # 2 of 3 frames are not steered, 3 of 4 of those reason
+
+
+def test_pointing_asks_for_every_object_of_the_first_picture(processor, tmp_path) -> None:
+    points = [Point("red cube", 0, 3, 4), Point("blue plate", 0, 200, 100), Point("red cube", 1, 7, 8)]
+    data = write_dataset(tmp_path / "d", frames(4, points=points))
+    sample = mixture(processor, {"d": data}, Group(rate=1, frames=("d",), kinds=Kinds(pointing=1))).sample(0, 0)
+    answered = processor.tokenizer.decode(sample.targets[sample.weights > 0])
+    assert "[[3, 4]]" in answered and "[[200, 100]]" in answered and "[[7, 8]]" not in answered
+    asked = processor.tokenizer.decode(sample.input_ids)
+    assert "Point to the red cube." in asked and "Point to the blue plate." in asked
 
 
 def test_a_trace_of_one_point_is_not_shown(processor, tmp_path) -> None:
@@ -215,6 +225,8 @@ def test_statistics_of_all_datasets_go_into_the_checkpoint(processor, dataset, t
         ({"depth_codes": None}, Kinds(reasoning=1), "no frame is annotated for reasoning"),
         ({"traces": None}, Kinds(reasoning=1, steering=1), "no frame is annotated for reasoning, steering"),
         ({"steered": True}, Kinds(reasoning=1), "no frame is annotated for reasoning"),
+        ({"points": None}, Kinds(pointing=1), "no frame is annotated for pointing"),
+        ({"points": [Point("red cube", 1, 3, 4)]}, Kinds(pointing=1), "no frame is annotated for pointing"),
         ({"instruction": " "}, Kinds(reasoning=1), "empty instruction"),
         ({"actions": np.full((8, 7), 0.5, np.float32)}, Kinds(reasoning=1), r"dimensions \[0, 1, 2, 3, 4, 5\] never"),
         ({"actions": np.full((8, 7), np.nan, np.float32)}, Kinds(reasoning=1), "not finite"),

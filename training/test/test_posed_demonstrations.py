@@ -92,14 +92,14 @@ def test_frames_that_leave_the_words_alone_are_not_labelled_otherwise(to_the_oth
     assert all(look.otherwise is None for look in to_the_other_cube)
 
 
-def test_objects_are_where_their_colours_are_in_the_picture(straight):
+def test_points_are_where_the_colours_are_in_the_front_picture(straight):
     look = straight[0]
-    cubes = ["red", "blue", "green", "yellow"]
-    asked = look.frame.instruction.split()[3]
-    point = look.objects[0, cubes.index(asked)] * 255
-    assert np.linalg.norm(point - colour_centre(look, asked)) < 6
-    present = {asked, look.otherwise.instruction.split()[3]}
-    assert {colour for colour, at in zip(cubes, look.objects[0], strict=False) if not np.isnan(at).any()} == present
+    points = {point.object: (point.x, point.y) for point in look.frame.points if point.image == 0}
+    asked = [frame.instruction.split()[3] for frame in (look.frame, look.otherwise)]
+    assert points.keys() == {f"{colour} cube" for colour in asked}
+    for colour in asked:
+        assert np.linalg.norm(np.array(points[f"{colour} cube"]) - colour_centre(look, colour)) < 6
+    assert look.otherwise.points == look.frame.points
 
 
 def test_some_steered_frames_show_the_trace_as_it_was_drawn_at_the_start(to_the_other_cube):

@@ -112,6 +112,11 @@ def trace_template(arms: int = 1) -> str:
     )
 
 
+def pointing_prompt(name: str) -> str:
+    """Asks where an object is in the (first) image, as Molmo is asked to point; answered by `format_trace`."""
+    return f"Point to the {name}."
+
+
 def reply_template(steered: bool = False, *, arms: int = 1, wording: str = "released") -> str:
     """The answer to `reasoning_prompt` or `steering_prompt` as a format string: the one description of a reply.
 
