@@ -2,7 +2,7 @@
 
 The cheapest look at what a checkpoint has learned, seconds instead of the hours of `nano_success.py`: scenes of picking
 with two cubes, each asked for both of them; the trace of the first reply is compared with where the cubes are in the
-front picture. Writes one JSON.
+front picture.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from molmoact_training.posed_demonstrations import trace_of
 from nano_success import PAIRS, Arena, wilson
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """Distances in 1/255 of the picture from the trace's nearest point to the cubes; nan without a trace."""
+    """Distances in 1/255 of the picture from the trace's nearest point to the cubes."""
 
     task: str
     seed: int
@@ -35,11 +36,10 @@ def first_look(arena: Arena, cube: str, other: str, seed: int) -> FirstLook:
     task = f"pick:{cube}:{other}"
     words = arena.sim.reset(task, seed)
     arena.policy.forget()
-    trace = np.array(arena.reply(words, None).trace, float).reshape(-1, 2)
+    trace = np.array(arena.reply(words, None).trace, float)
     camera, data = arena.cameras[0], arena.sim.copy_data()
-    scale = 255.0 / np.array([camera.intrinsics.width - 1, camera.intrinsics.height - 1])
-    points = (np.array(camera.project(arena.sim.object_poses()[f"{c}_cube"][0], data)) * scale for c in (cube, other))
-    to_asked, to_other = (np.linalg.norm(trace - point, axis=1).min(initial=np.inf) for point in points)
+    places = np.array([arena.sim.object_poses()[f"{colour}_cube"][0] for colour in (cube, other)])
+    to_asked, to_other = (np.linalg.norm(trace - point, axis=1).min() for point in trace_of(places, camera, data))
     return FirstLook(task, seed, round(float(to_asked), 1), round(float(to_other), 1))
 
 

@@ -23,7 +23,7 @@ from molmoact_training.batches import Batch, Sample, collate
 from molmoact_training.errors import DatasetError, PresetError
 from molmoact_training.presets import Group, Kinds, Preset
 from molmoact_training.question_answers import QuestionAnswers
-from molmoact_training.sequences import Question, SequenceWriter, pictures_of, points_of
+from molmoact_training.sequences import Question, SequenceWriter, first_image_points, pictures_of
 
 VALIDATION_STEP = -1 % 2**63  # draws that no training step makes
 
@@ -232,7 +232,7 @@ def _choose_kind(frame: Frame, kinds: Kinds, rng: np.random.Generator) -> str:
         "steering": kinds.steering * drawn,
         "depth": kinds.depth * depth,
         "trace": kinds.trace * (trace and not frame.steered),
-        "pointing": kinds.pointing * bool(points_of(frame)),
+        "pointing": kinds.pointing * bool(first_image_points(frame)),
     }
     shares = np.array(list(possible.values()))
     if not shares.any():

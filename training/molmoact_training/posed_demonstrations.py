@@ -53,7 +53,6 @@ from molmoact_training.depth_pictures import picture_of_depth
 from molmoact_training.depth_vqvae import WEIGHTS_FILE, VQVAESettings, encode_pictures, train_vqvae
 
 CAMERA_SIZE = (640, 480)
-ACROSS = 255.0 / (np.array(CAMERA_SIZE) - 1)  # from pixels to a trace's units
 POINTED_AT = ("_cube", "_plate")
 DEPTH_PICTURE_SIZE = 160  # pixels: what a few thousand of them leave of the memory
 LOWEST_TCP_M = 0.008  # above the table, whatever the noise says
@@ -167,7 +166,7 @@ class PosedDemonstrations:
         """Of the cubes and plates whose middle is in one of the pictures."""
         camera = (self.front, self.wrist)[image]
         for name, (position, _) in view.objects.items():
-            x, y = np.array(camera.project(position, data)) * ACROSS
+            x, y = np.array(camera.project(position, data)) * _trace_scale(camera)
             if name.endswith(POINTED_AT) and 0.0 <= x <= 255.0 and 0.0 <= y <= 255.0:
                 yield Point(name.replace("_", " "), image, round(x), round(y))
 
@@ -249,7 +248,12 @@ def _plan(
 def trace_of(path: NDArray[np.float64], camera: RgbdCamera, data: Any) -> NDArray[np.uint8]:
     """Positions [n, 3] in the base frame -> the trace [1..5, 2] on `camera`'s picture (paper, section 3.2)."""
     pixels = np.array([camera.project(point, data) for point in subsample_trace(list(path))])
-    return np.clip(np.rint(pixels * ACROSS), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(pixels * _trace_scale(camera)), 0, 255).astype(np.uint8)
+
+
+def _trace_scale(camera: RgbdCamera) -> NDArray[np.float64]:
+    """[2], from pixels of a camera to a trace's 0..255."""
+    return 255.0 / np.array([camera.intrinsics.width - 1, camera.intrinsics.height - 1])
 
 
 def chunk_of(plan: list[Step], rows: int) -> NDArray[np.float32]:

@@ -105,7 +105,7 @@ class SequenceWriter:
             return [self.question(frame, kind, statistics)]
         return [
             Question(pointing_prompt(point.object), "{trace}", {"trace": format_trace([(point.x, point.y)])})
-            for point in points_of(frame)
+            for point in first_image_points(frame)
         ]
 
     def message(self, question: Question) -> Message:
@@ -176,7 +176,7 @@ def pictures_of(frame: Frame, kind: str) -> list[NDArray[np.uint8]]:
     return list(frame.images) if kind in ("reasoning", "pointing") else [frame.images[0]]
 
 
-def points_of(frame: Frame) -> list[Point]:
+def first_image_points(frame: Frame) -> list[Point]:
     """The points of the first image."""
     return [point for point in frame.points or () if point.image == 0]
 
