@@ -82,8 +82,19 @@ class SequenceWriter:
         self.hidden_id = processor.tokenizer.convert_tokens_to_ids(HIDDEN_TOKEN)
         self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
 
-    def question(self, frame: Frame, kind: str, statistics: ActionStatistics) -> Question:
-        """What a frame asks and answers as one kind of sample; what the kind needs must be annotated."""
+    def questions(self, frame: Frame, kind: str, statistics: ActionStatistics) -> list[Question]:
+        """All that a frame asks and answers as one kind of sample; what the kind needs must be annotated.
+
+        Only pointing has more than one question.
+        """
+        if kind != "pointing":
+            return [self._question(frame, kind, statistics)]
+        return [
+            Question(pointing_prompt(point.object), "{trace}", {"trace": format_trace([(point.x, point.y)])})
+            for point in first_image_points(frame)
+        ]
+
+    def _question(self, frame: Frame, kind: str, statistics: ActionStatistics) -> Question:
         images, arms = len(frame.images), statistics.dimensions // ROW
         depth = "" if frame.depth_codes is None else format_depth(frame.depth_codes.tolist())
         traces = [format_trace(trace.tolist()) for trace in frame.traces or ()]
@@ -98,15 +109,6 @@ class SequenceWriter:
         if kind == "trace":
             return Question(trace_prompt(instruction, arms), trace_template(arms), fields)
         return Question(reasoning_prompt(instruction, images, arms), reply_template(arms=arms, wording=wording), fields)
-
-    def questions(self, frame: Frame, kind: str, statistics: ActionStatistics) -> list[Question]:
-        """All that a frame asks as one kind of sample; only pointing asks more than one `question`."""
-        if kind != "pointing":
-            return [self.question(frame, kind, statistics)]
-        return [
-            Question(pointing_prompt(point.object), "{trace}", {"trace": format_trace([(point.x, point.y)])})
-            for point in first_image_points(frame)
-        ]
 
     def message(self, question: Question) -> Message:
         """The question in tokens, with kind and weight of every token of the answer."""

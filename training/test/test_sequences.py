@@ -117,7 +117,9 @@ def without_frame(text: str) -> str:
 
 def written(frame: Frame, kind: str, statistics: ActionStatistics = STATISTICS, preset: Preset = PRESET) -> Sample:
     writer = SequenceWriter(preset, released_processor("d"))
-    return writer.sample("x", pictures_of(frame, kind), [writer.message(writer.question(frame, kind, statistics))])
+    return writer.sample(
+        "x", pictures_of(frame, kind), [*map(writer.message, writer.questions(frame, kind, statistics))]
+    )
 
 
 @pytest.mark.parametrize("wording", ["released", "finetune"])
