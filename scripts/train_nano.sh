@@ -31,12 +31,14 @@ finished vision || {
         --checkpoint "$work/untrained" --out "$work/vision"
     finish vision
 }
-molmoact train "$root/config/training/nano-pointing.yaml" --data "$work/posed" --checkpoint "$work/vision" \
-    --out "$work/pointing" --processes 2
-[ -e "$work/pointed" ] || molmoact merge "$work/pointing" --out "$work/pointed"
-molmoact train "$config" --data "$work/posed" --checkpoint "$work/pointed" --out "$work/pretraining" --processes 2
-[ -e "$work/pretrained" ] ||
-    molmoact merge "$work/pretraining" --depth-vqvae "$work/depth_vqvae" --out "$work/pretrained"
+stage() { # PRESET RUN MERGED FROM [OPTIONS of merge], on posed scenes
+    [ -e "$work/$3" ] && return
+    molmoact train "$root/config/training/$1.yaml" --data "$work/posed" --checkpoint "$work/$4" --out "$work/$2" --processes 2
+    molmoact merge "$work/$2" "${@:5}" --out "$work/$3"
+}
+stage nano-pointing pointing pointed vision
+stage nano-tracing tracing traced pointed
+stage nano pretraining pretrained traced --depth-vqvae "$work/depth_vqvae"
 
 # Demonstrations, recorded through teleoperation and the recorder
 [ -e "$work/front.yaml" ] || python -m molmoact_training.simulator_calibration --scene "$scene" --out "$work/front.yaml"
@@ -57,7 +59,9 @@ record straight "$straight_seed" none
 record wandering "$wandering_seed" all
 
 # Post-training
-molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/pretrained" --out "$work/posttraining" \
-    --data posed="$work/posed" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
-[ -e "$work/checkpoint" ] || molmoact merge "$work/posttraining" --dtype bfloat16 --out "$work/checkpoint"
+[ -e "$work/checkpoint" ] || {
+    molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/pretrained" --out "$work/posttraining" \
+        --data posed="$work/posed" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
+    molmoact merge "$work/posttraining" --dtype bfloat16 --out "$work/checkpoint"
+}
 echo "trained: $work/checkpoint (try it: molmoact demo --checkpoint $work/checkpoint)"
