@@ -27,7 +27,7 @@ help:
 	@echo 'make test     lint, types and every test'
 	@echo 'make bench-decode  how soon a reply is there, into benchmarks/results/decode.json and .svg (half an hour)'
 	@echo '              CHECKPOINT=nano  DTYPE=auto|float32|bfloat16  LOOKS=at most so many at an episode'
-	@echo 'make nano     train the embedded checkpoint again, into data/nano (some hours on two cores)'
+	@echo 'make nano     train a checkpoint like the embedded one, for all three tasks, into data/nano (some hours on two cores)'
 	@echo 'make build    build the workspace again'
 	@echo 'make lint     check style and types;  make format  correct the style'
 	@echo 'make clean    remove the build, keep the virtual environment'

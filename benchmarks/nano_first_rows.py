@@ -1,8 +1,8 @@
-"""How far from the demonstrated way the first rows of a checkpoint's chunks lead, on posed frames of the last episodes.
+"""How far from the demonstrated way the first rows of a checkpoint's chunks lead, on posed frames held out.
 
-Those frames are held out only if the training held them out (`validation.episodes`). Training's own figures for actions
-are given the rows before, which the model copies; here it has to know them by itself. Each frame is asked twice: for
-the whole reply, and for the actions with the demonstrated trace drawn. Seconds per task.
+Training's own figures for actions are given the rows before, which the model copies; here it has to know them by
+itself. Each frame is asked twice: for the whole reply, and for the actions with the demonstrated trace drawn. Seconds
+per task.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import torch
 from molmoact_policy.errors import ReplyError
 from molmoact_policy.policy import Observation, Policy
 from molmoact_training.annotated_dataset import AnnotatedDataset, Frame
+from molmoact_training.mixture import held_out
+from molmoact_training.presets import Preset
 from nano_success import EXECUTE_ROWS
 
 VERBS = {"pick": "pick", "place": "put", "push": "push"}  # first words of the instructions
-HELD_OUT_EPISODES = 100
 
 
 def frames_of(dataset: AnnotatedDataset, verb: str, count: int, seed: int) -> Iterator[Frame]:
-    episodes = np.array(dataset.column("episode"))
+    """Up to `count` frames of the validation episodes whose traces can be drawn: those of one point cannot."""
     starts = np.array([text.startswith(verb) for text in dataset.column("instruction")])
-    usable = starts & ~np.array(dataset.column("steered")) & (episodes > episodes.max() - HELD_OUT_EPISODES)
-    rows = np.flatnonzero(usable)
+    steered = np.array(dataset.column("steered"))
+    rows = np.flatnonzero(starts & ~steered & held_out(dataset, Preset.from_file("nano")))
     for row in np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False):
         frame = dataset[int(row)]
-        if frame.traces and len(frame.traces[0]) > 1:  # a trace of one point cannot be drawn
+        if frame.traces and len(frame.traces[0]) > 1:
             yield frame
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the embedded checkpoint from nothing. Interrupted, it goes on where it stopped.
+# Trains a nano checkpoint from nothing. Interrupted, it goes on where it stopped.
 # usage: train_nano.sh [DIRECTORY for data, runs and the checkpoint]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

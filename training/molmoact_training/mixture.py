@@ -89,16 +89,16 @@ class Mixture:
 
     def validation(self) -> Iterator[Batch]:
         """The same batches every time, of episodes that are never trained on and not augmented."""
-        held_out = [i for i, source in enumerate(self.sources) if len(source.validation)]
-        if not held_out:
+        with_validation = [i for i, source in enumerate(self.sources) if len(source.validation)]
+        if not with_validation:
             return
-        rates = self.rates[held_out] / self.rates[held_out].sum()
+        rates = self.rates[with_validation] / self.rates[with_validation].sum()
         size = self.preset.micro_batch
         for start in range(0, self.preset.validation.samples, size):
             samples = []
             for index in range(start, min(start + size, self.preset.validation.samples)):
                 rng = np.random.default_rng([self.preset.seed, VALIDATION_STEP, index])
-                source = self.sources[held_out[rng.choice(len(rates), p=rates)]]
+                source = self.sources[with_validation[rng.choice(len(rates), p=rates)]]
                 row = int(source.validation[rng.integers(len(source.validation))])
                 samples.append(self._draw(source, row, rng, train=False))
             yield self._collate(samples)
@@ -150,8 +150,8 @@ class Mixture:
         if not usable.any():
             kinds = ", ".join(kind for kind, share in vars(group.kinds).items() if share)
             raise DatasetError(f"{name}: {dataset.directory}: no frame is annotated for {kinds}")
-        held_out = _held_out(dataset, self.preset)
-        train, validation = np.flatnonzero(usable & ~held_out), np.flatnonzero(usable & held_out)
+        for_validation = held_out(dataset, self.preset)
+        train, validation = np.flatnonzero(usable & ~for_validation), np.flatnonzero(usable & for_validation)
         if not len(train):
             raise DatasetError(f"{name}: {dataset.directory}: every episode is held out for validation")
         source = Source(name, dataset, group.kinds, train, validation)
@@ -240,8 +240,8 @@ def _choose_kind(frame: Frame, kinds: Kinds, rng: np.random.Generator) -> str:
     return str(rng.choice(list(possible), p=shares / shares.sum()))
 
 
-def _held_out(dataset: AnnotatedDataset, preset: Preset) -> NDArray[np.bool_]:
-    """Frames of the episodes for validation; whether an episode is one does not depend on the others."""
+def held_out(dataset: AnnotatedDataset, preset: Preset) -> NDArray[np.bool_]:
+    """[frames], those of the episodes for validation; whether an episode is one does not depend on the others."""
     episodes, inverse = np.unique(dataset.column("episode"), return_inverse=True)
     share = preset.validation.episodes
     chosen = np.array([np.random.default_rng([preset.seed, int(episode)]).random() < share for episode in episodes])
