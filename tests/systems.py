@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ament_index_python.packages import get_package_share_directory
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
 from molmoact_bringup.graph import Deployment, NodeSpec, single_arm
 from molmoact_bringup.local import config_directory
 from processes import Processes, TestProcess, wait_for
@@ -16,6 +19,8 @@ from rclpy.node import Node
 
 # From the start of a process to a policy that is ready: importing torch alone takes a busy machine a minute.
 START_TIMEOUT_S = 300.0
+# For a node's state, before it is asked for again.
+STATE_TIMEOUT_S = 2.0
 
 
 def nano_checkpoint() -> str:
@@ -40,6 +45,20 @@ def start_node(processes: Processes, node: NodeSpec, remappings: dict[str, str] 
         parameter_files=node.parameter_files,
         remappings=remappings,
     )
+
+
+def wait_until_active(node: Node, name: str) -> None:
+    """Wait for a lifecycle node: its actions and services are there before it takes tasks."""
+    client = node.create_client(GetState, f"{name}/get_state")
+
+    def active() -> bool:
+        answer = client.call_async(GetState.Request())
+        with suppress(AssertionError):  # a node that is just starting may lose an answer before it knows who asked
+            wait_for(answer.done, f"the state of {name}", STATE_TIMEOUT_S)
+        return answer.done() and answer.result().current_state.id == State.PRIMARY_STATE_ACTIVE
+
+    wait_for(client.service_is_ready, f"node {name}", START_TIMEOUT_S)
+    wait_for(active, f"node {name} to become active", START_TIMEOUT_S)
 
 
 class Latest:

@@ -16,7 +16,7 @@ from processes import Processes, TestProcess, wait_for
 from rclpy.action import ActionClient
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
-from systems import START_TIMEOUT_S, Latest, call, nano_checkpoint, nodes_of_the_graph, start_node
+from systems import START_TIMEOUT_S, Latest, call, nano_checkpoint, nodes_of_the_graph, start_node, wait_until_active
 
 
 def start_system(processes: Processes, *arguments: str) -> TestProcess:
@@ -94,7 +94,8 @@ def test_camera_that_stops_ends_the_task_by_its_name(processes, ros_node):
         Image, "camera/wrist/color/image_raw", relay.publish, qos_profile_sensor_data, raw=True
     )
     chunk_client = ActionClient(ros_node, RunTask, "run_task")
-    wait_for(chunk_client.server_is_ready, "the policy", START_TIMEOUT_S)
+    wait_until_active(ros_node, "policy")
+    wait_for(chunk_client.server_is_ready, "the policy")
     sent = chunk_client.send_goal_async(RunTask.Goal(instruction="pick up the red cube"))
     wait_for(sent.done, "the goal to be answered")
     ros_node.destroy_subscription(wrist)
