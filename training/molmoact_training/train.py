@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code, see GOOD, BAD and USAGE."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_intermixed_args(arguments)
-    if options.processes is not None and "WORLD_SIZE" not in os.environ:
+    if options.processes > 1 and "WORLD_SIZE" not in os.environ:
         return _launch(options.processes, arguments)
     try:
         return _train(options)
@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", action="append", default=[], metavar="[NAME=]PATH", help="where a dataset of the preset is"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="of this machine, one thread each on a CPU")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="of this machine, one thread each on a CPU"
+    )
     parser.add_argument("--shard", action="store_true", help="spread weights and optimizer over the processes (FSDP2)")
     parser.add_argument("--depth-vqvae", type=Path, metavar="DIR", help="decodes predicted depth; the checkpoint's")
     parser.add_argument(
@@ -85,7 +87,7 @@ def _launch(processes: int, arguments: Sequence[str]) -> int:
     """The same command in several processes, through accelerate's launcher; does not return."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     launcher = ["accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
     os.execv(sys.executable, [sys.executable, "-m", *launcher, "-m", "molmoact_training.train", *arguments])
 
 

@@ -122,6 +122,11 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path) -> None:
     assert run_state.steps_kept(tmp_path) == []
 
 
+def test_one_process_of_this_machine_is_this_one(monkeypatch, tmp_path, checkpoint, data) -> None:
+    monkeypatch.setattr(train, "_launch", lambda *_: pytest.fail("launched a process that would launch itself again"))
+    assert train.main([*arguments(checkpoint, data, tmp_path), "--processes", "1", "--dry-run"]) == train.GOOD
+
+
 def test_another_run_does_not_go_on_in_its_place(capsys, checkpoint, data, finished) -> None:
     changed = arguments(checkpoint, data, finished, loss__z_loss=0.5, ema=None)
     assert train.main(changed) == train.USAGE
