@@ -38,7 +38,8 @@ stage() { # PRESET RUN MERGED FROM [OPTIONS of merge], on posed scenes
 }
 stage nano-pointing pointing pointed vision
 stage nano-tracing tracing traced pointed
-stage nano pretraining pretrained traced --depth-vqvae "$work/depth_vqvae"
+stage nano-acting acting acted traced
+stage nano pretraining pretrained acted --depth-vqvae "$work/depth_vqvae"
 
 # Demonstrations, recorded through teleoperation and the recorder
 [ -e "$work/front.yaml" ] || python -m molmoact_training.simulator_calibration --scene "$scene" --out "$work/front.yaml"

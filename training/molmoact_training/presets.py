@@ -89,14 +89,20 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Hiding:
+    """whole_part: how often all of it is hidden; otherwise a share between 0 and largest_share."""
+
+    whole_part: Share = 0.0
+    largest_share: Share = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class HistoryDropout:
-    """Hides reply tokens from what comes after them, for each of depth, trace and actions by itself.
+    """Hides reply tokens from what comes after them, for each of depth, trace and actions by itself."""
 
-    whole_part: how often all of it is hidden; otherwise a share between 0 and largest_share.
-    """
-
-    whole_part: Share
-    largest_share: Share
+    depth: Hiding = Hiding()
+    trace: Hiding = Hiding()
+    action: Hiding = Hiding()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -131,6 +137,7 @@ class Kinds:
     depth: Weight = 0.0
     trace: Weight = 0.0
     pointing: Weight = 0.0
+    following: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -3,7 +3,8 @@
 MolmoAct starts from a vision tower that has seen billions of pictures; nano's would start from noise, and a language
 model beside a blind tower learns to copy from the demonstrated reply instead. The mean image feature of each camera
 has to tell where every object is in the pictures, as Molmo learned from pointing, and, given the instruction, the trace
-and where the gripper goes next; each through one linear layer that is thrown away afterwards.
+and where the gripper goes next; each through one linear layer that is thrown away afterwards. Some pictures have the
+trace drawn on them, and there it is the drawing that says where to go, not the instruction.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from molmoact_training.annotated_dataset import AnnotatedDataset
 from molmoact_training.augmentation import augment
 from molmoact_training.errors import DatasetError
+from molmoact_training.mixture import held_out
 from molmoact_training.nano_checkpoint import COPIED_FILES
 from molmoact_training.presets import Augmentation, Preset
+from molmoact_training.sequences import pictures_of
 
 VALIDATION_FRAMES = 512
+DRAWN_SHARE = 0.25  # of the looks whose instruction would do as well
 TRACE_POINTS = 5
 POINT_SCALE = 4.0  # of a picture's width and height, so that coordinates have about unit variance
 LOG_EVERY, SAVE_EVERY = 100, 250  # steps
@@ -53,8 +57,8 @@ class VisionWithHead(nn.Module):
         width = cameras * model.config.llm_config.hidden_size
         self.head = nn.Linear(width, outputs)
         self.pointing = nn.Linear(width, points)
-        # Which of the things that are seen are meant: a factor for every feature.
-        self.attention = nn.Embedding(instructions, width)
+        # Which of the things that are seen are meant: a factor for every feature. The last one: what is drawn.
+        self.attention = nn.Embedding(instructions + 1, width)
         nn.init.ones_(self.attention.weight)
 
     def forward(self, images: Tensor, instructions: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,29 +88,48 @@ class Looks:
     targets: NDArray[np.float32]
     points: NDArray[np.float32]
     instructions: NDArray[np.int64]
-    usable: NDArray[np.int64]
+    steered: NDArray[np.bool_]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
 
     @classmethod
-    def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor) -> Looks:
+    def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor, preset: Preset) -> Looks:
         _, numbers = np.unique(dataset.column("instruction"), return_inverse=True)
-        usable = np.flatnonzero(~np.array(dataset.column("steered")))
-        return cls(dataset, processor, targets_of(dataset), points_of(dataset), numbers, usable)
+        steered = np.array(dataset.column("steered"))
+        drawable = np.array([len(traces[0]) > 2 for traces in dataset.column("traces")])  # more than one point, flat
+        usable, for_validation = ~steered | drawable, held_out(dataset, preset)
+        validation = np.random.default_rng(0).permutation(np.flatnonzero(usable & for_validation))
+        return cls(
+            dataset,
+            processor,
+            targets_of(dataset),
+            points_of(dataset),
+            numbers,
+            steered,
+            np.flatnonzero(usable & ~for_validation),
+            validation[:VALIDATION_FRAMES],
+        )
 
     def batch(
         self, chosen: NDArray[np.int64], augmentation: Augmentation | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """images [B, cameras, patches, values], instructions [B], targets [B, outputs] and points [B, n]."""
-        images = np.stack([self._crops(int(index), augmentation, rng) for index in chosen])
+        drawn = self.steered[chosen] | (rng.random(len(chosen)) < DRAWN_SHARE)
+        looks = zip(chosen.tolist(), drawn.tolist(), strict=True)
+        images = np.stack([self._crops(index, shown, augmentation, rng) for index, shown in looks])
+        instructions = np.where(drawn, self.instructions.max() + 1, self.instructions[chosen])
         return (
             torch.from_numpy(images),
-            torch.from_numpy(self.instructions[chosen]),
+            torch.from_numpy(instructions),
             torch.from_numpy(self.targets[chosen]),
             torch.from_numpy(self.points[chosen]),
         )
 
-    def _crops(self, index: int, augmentation: Augmentation | None, rng: np.random.Generator) -> NDArray[np.float32]:
+    def _crops(
+        self, index: int, drawn: bool, augmentation: Augmentation | None, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
         """One crop of each camera: a small picture's second one is the same."""
-        pictures = self.dataset[index].images
+        pictures = pictures_of(self.dataset[index], "steering" if drawn else "reasoning")
         if augmentation is not None:
             pictures = [augment(picture, augmentation, rng) for picture in pictures]
         return np.stack([self.processor(picture, multi_image=True)["images"][0] for picture in pictures])
@@ -146,8 +169,8 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
     """One process of the data-parallel loop; process 0 logs and writes the checkpoint."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=processes)
-    settings, augmentation = config["vision"], Preset.from_file(config["preset"]).augmentation
-    looks = Looks.of(AnnotatedDataset(data), ImageProcessor.from_pretrained(checkpoint))
+    settings, preset = config["vision"], Preset.from_file(config["preset"])
+    looks = Looks.of(AnnotatedDataset(data), ImageProcessor.from_pretrained(checkpoint), preset)
     torch.manual_seed(0)
     model = MolmoActForActionReasoning.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     cameras = len(looks.dataset.embodiment.cameras)
@@ -166,8 +189,8 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
     started = time.monotonic()
     for step in range(settings["steps"]):
         rng = np.random.default_rng([1, step, rank])
-        chosen = rng.choice(looks.usable[:-VALIDATION_FRAMES], settings["batch"], replace=False)
-        images, instructions, targets, points = looks.batch(chosen, augmentation, rng)
+        chosen = rng.choice(looks.train, settings["batch"], replace=False)
+        images, instructions, targets, points = looks.batch(chosen, preset.augmentation, rng)
         optimizer.zero_grad()
         told, pointed = parallel(images, instructions)
         (nn.functional.mse_loss(told, targets) + _pointing_errors(pointed, points).square().mean()).backward()
@@ -188,13 +211,18 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
 
 @torch.no_grad()
 def validate(learned: VisionWithHead, looks: Looks) -> dict[str, float]:
-    """Errors on frames of the last episodes: squared, in variances; of points the median in 1/255 of a picture."""
-    chosen = looks.usable[-VALIDATION_FRAMES:]
-    images, instructions, targets, points = looks.batch(chosen, None, np.random.default_rng(0))
+    """Errors on frames held out: squared, in variances; of points the median in 1/255 of a picture."""
+    images, instructions, targets, points = looks.batch(looks.validation, None, np.random.default_rng(0))
     told, pointed = learned(images, instructions)
     errors = (told - targets) ** 2
+    drawn = instructions == instructions.max()
     off = _pointing_errors(pointed, points).abs().median().item() * 255 / POINT_SCALE
-    return {"trace": errors[:, : 2 * TRACE_POINTS].mean().item(), "all": errors.mean().item(), "point": off}
+    return {
+        "trace": errors[~drawn, : 2 * TRACE_POINTS].mean().item(),
+        "all": errors[~drawn].mean().item(),
+        "drawn": errors[drawn].mean().item(),
+        "point": off,
+    }
 
 
 def _pointing_errors(pointed: Tensor, points: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 Kinds of sample of a frame (paper, sections 3 and 4): reasoning (depth, trace and action are asked for), steering (the
 trace is drawn on the first picture, the action is asked for), and the auxiliary ones that ask for depth or trace alone,
-or to point to each of the objects in the first picture, as Molmo does.
+or to point to each of the objects in the first picture, as Molmo does. Ours is following: a reply whose trace is not
+what the words ask for, and so is given and not to be said. What moves the arm in it can only be known from the trace.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from string import Formatter
 from typing import Any
@@ -81,6 +82,13 @@ class SequenceWriter:
         self.processor = processor.with_action_encoding(preset.action_encoding)
         self.hidden_id = processor.tokenizer.convert_tokens_to_ids(HIDDEN_TOKEN)
         self._prompt_ids = lru_cache(maxsize=4096)(self._encode_prompt)
+
+    def messages(self, frame: Frame, kind: str, statistics: ActionStatistics) -> list[Message]:
+        """All that a frame asks and answers as one kind of sample, in tokens; what the kind needs must be annotated."""
+        messages = [self.message(question) for question in self.questions(frame, kind, statistics)]
+        if kind != "following":
+            return messages
+        return [replace(one, weights=np.where(one.kinds == TRACE, np.float32(0), one.weights)) for one in messages]
 
     def questions(self, frame: Frame, kind: str, statistics: ActionStatistics) -> list[Question]:
         """All that a frame asks and answers as one kind of sample; what the kind needs must be annotated.
@@ -155,9 +163,10 @@ class SequenceWriter:
         the picture, and is lost when it has to go by its own: few of a reply's tokens cannot be guessed from the
         demonstrated ones before them.
         """
-        shares = rng.random(len(KIND_NAMES)) * settings.largest_share
-        shares[rng.random(len(KIND_NAMES)) < settings.whole_part] = 1.0
-        shares[TEXT] = 0.0
+        shares = np.zeros(len(KIND_NAMES))
+        for kind, hiding in ((DEPTH, settings.depth), (TRACE, settings.trace), (ACTION, settings.action)):
+            whole = rng.random() < hiding.whole_part
+            shares[kind] = 1.0 if whole else rng.random() * hiding.largest_share
         kinds = np.zeros_like(sample.kinds)  # of the inputs: TEXT for what is not a variable part of an answer
         kinds[1:] = sample.kinds[:-1] * (sample.weights[:-1] > 0)
         hidden = rng.random(len(kinds)) < shares[kinds]
@@ -175,7 +184,7 @@ def pictures_of(frame: Frame, kind: str) -> list[NDArray[np.uint8]]:
         for trace in frame.traces or ():
             first = draw_trace(first, trace)
         return [first, *frame.images[1:]]
-    return list(frame.images) if kind in ("reasoning", "pointing") else [frame.images[0]]
+    return [frame.images[0]] if kind in ("depth", "trace") else list(frame.images)
 
 
 def first_image_points(frame: Frame) -> list[Point]:

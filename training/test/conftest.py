@@ -31,7 +31,7 @@ def nano(nano_directory: Path) -> tuple[MolmoActForActionReasoning, Processor, l
     processor = Processor.from_pretrained(nano_directory)
     writer = SequenceWriter(Preset.from_file("nano"), processor)
     samples = [
-        writer.sample(kind, pictures_of(look, kind), [*map(writer.message, writer.questions(look, kind, STATISTICS))])
+        writer.sample(kind, pictures_of(look, kind), writer.messages(look, kind, STATISTICS))
         for kind, look in (("reasoning", frame()), ("steering", frame()))
     ]
     return MolmoActForActionReasoning.from_pretrained(nano_directory, dtype=torch.float32), processor, samples

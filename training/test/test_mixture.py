@@ -11,7 +11,7 @@ import torch
 import yaml
 from molmoact_policy.processor import Processor
 from molmoact_training.annotated_dataset import ALLOW_CONSTANT, Frame, Point, finish_dataset, write_shard
-from molmoact_training.batches import Batch
+from molmoact_training.batches import ACTION, DEPTH, TEXT, TRACE, Batch
 from molmoact_training.errors import DatasetError, PresetError
 from molmoact_training.mixture import Mixture
 from molmoact_training.nano_checkpoint import EMBODIMENT
@@ -92,6 +92,14 @@ def test_kinds_come_at_their_shares_and_a_steered_frame_only_steers(processor, t
         sample = source.sample(0, index)
         kinds[sample.name.rsplit("(")[-1]] += 1
     assert abs(kinds["reasoning)"] / 300 - 0.5) < 0.1  # 2 of 3 frames are not steered, 3 of 4 of those reason
+
+
+def test_a_frame_of_another_way_can_follow_its_trace_without_having_to_say_it(processor, tmp_path) -> None:
+    data = write_dataset(tmp_path / "d", frames(4) + frames(2, steered=True))
+    sample = mixture(processor, {"d": data}, Group(rate=1, frames=("d",), kinds=Kinds(following=1))).sample(0, 0)
+    assert sample.name.endswith("(following)")
+    assert set(sample.kinds[sample.weights > 0]) == {TEXT, DEPTH, ACTION}
+    assert TRACE in sample.kinds and len(sample.images)
 
 
 def test_pointing_asks_for_every_object_of_the_first_picture(processor, tmp_path) -> None:

@@ -6,7 +6,7 @@ from franka_sim.scene import SceneConfig
 from franka_sim.tasks import TaskSpec
 from molmoact_policy.actions import SYMBOLS
 from molmoact_policy.tokenizer import DEPTH_TOKENS
-from molmoact_training.nano_checkpoint import VOCABULARY_SIZE, build_tokenizer, place_patches
+from molmoact_training.nano_checkpoint import VOCABULARY_SIZE, build_tokenizer, place_numbers, place_patches
 
 SCENE = Path(__file__).parents[2] / "config/scenes/tabletop.yaml"
 
@@ -44,3 +44,17 @@ def test_patches_start_at_places_that_are_alike_where_they_are_near():
     for neighbour in (places[4, 5], places[5, 4]):
         assert (places[4, 4] - neighbour).norm() < (places[4, 4] - places[7, 7]).norm()
     assert torch.pdist(table.detach()).min() > 1.0
+
+
+def test_numbers_start_alike_where_they_are_near_and_other_rows_stay():
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(300, 192)
+    table = torch.nn.Parameter(start.clone())
+    place_numbers(table, range(20, 276))
+    numbers = table.detach()[20:276]
+    assert numbers.std() == pytest.approx(start.std().item(), rel=0.01)
+    assert all(
+        (one - two).norm() < (one - far).norm()
+        for one, two, far in zip(numbers, numbers[1:], numbers[9:], strict=False)
+    )
+    assert torch.equal(table[:20], start[:20]) and torch.equal(table[276:], start[276:])

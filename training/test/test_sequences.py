@@ -15,7 +15,7 @@ from molmoact_policy.trace import draw_trace
 from molmoact_training.annotated_dataset import Frame
 from molmoact_training.batches import ACTION, DEPTH, KIND_NAMES, TEXT, TRACE, Batch, Sample, collate
 from molmoact_training.errors import DatasetError
-from molmoact_training.presets import HistoryDropout, Loss, Preset, TokenWeights
+from molmoact_training.presets import Hiding, HistoryDropout, Loss, Preset, TokenWeights
 from molmoact_training.sequences import Question, SequenceWriter, pictures_of
 
 from .qwen_processor import POLICY_TESTS, released_processor, tiny_processor
@@ -117,9 +117,7 @@ def without_frame(text: str) -> str:
 
 def written(frame: Frame, kind: str, statistics: ActionStatistics = STATISTICS, preset: Preset = PRESET) -> Sample:
     writer = SequenceWriter(preset, released_processor("d"))
-    return writer.sample(
-        "x", pictures_of(frame, kind), [*map(writer.message, writer.questions(frame, kind, statistics))]
-    )
+    return writer.sample("x", pictures_of(frame, kind), writer.messages(frame, kind, statistics))
 
 
 @pytest.mark.parametrize("wording", ["released", "finetune"])
@@ -230,7 +228,8 @@ def test_hidden_history_changes_what_is_read_and_never_what_is_to_be_said() -> N
     writer = SequenceWriter(PRESET, released_processor("d"))
     seen = set()
     for seed in range(30):
-        settings = HistoryDropout(whole_part=0.3, largest_share=0.5)
+        hiding = Hiding(whole_part=0.3, largest_share=0.5)
+        settings = HistoryDropout(depth=hiding, trace=hiding, action=hiding)
         hidden = writer.hide_history(sample, settings, np.random.default_rng(seed))
         changed = np.flatnonzero(hidden.input_ids != sample.input_ids)
         assert set(hidden.input_ids[changed].tolist()) <= {writer.hidden_id}
@@ -240,6 +239,14 @@ def test_hidden_history_changes_what_is_read_and_never_what_is_to_be_said() -> N
             assert (getattr(hidden, name) == getattr(sample, name)).all()
         seen |= {kind for kind in (DEPTH, TRACE, ACTION) if (sample.kinds[changed - 1] == kind).sum()}
     assert seen == {DEPTH, TRACE, ACTION}
+
+
+def test_only_the_parts_that_are_named_are_hidden() -> None:
+    sample = written(frame(), "reasoning")
+    writer = SequenceWriter(PRESET, released_processor("d"))
+    hidden = writer.hide_history(sample, HistoryDropout(action=Hiding(whole_part=1.0)), np.random.default_rng(0))
+    changed = np.flatnonzero(hidden.input_ids != sample.input_ids)
+    assert changed.tolist() == (np.flatnonzero((sample.kinds[:-1] == ACTION) & (sample.weights[:-1] > 0)) + 1).tolist()
 
 
 def test_a_batch_pads_on_the_right_with_nothing_that_counts() -> None:
