@@ -12,8 +12,8 @@ from action_msgs.msg import GoalStatus
 from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import BridgeStatus
 from molmoact_msgs.srv import SetMode
+from molmoact_ros.actions import ActionClient
 from processes import Processes, TestProcess, wait_for
-from rclpy.action import ActionClient
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from systems import START_TIMEOUT_S, Latest, call, nano_checkpoint, nodes_of_the_graph, start_node, wait_until_active

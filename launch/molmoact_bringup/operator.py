@@ -14,9 +14,9 @@ from lifecycle_msgs.srv import GetState
 from molmoact_msgs.action import RunTask
 from molmoact_msgs.msg import BridgeStatus, SceneStatus
 from molmoact_msgs.srv import ResetScene, SetMode, StartEpisode, StopEpisode
+from molmoact_ros.actions import ActionClient
 from molmoact_ros.stamps import to_nanoseconds
 from rcl_interfaces.srv import GetParameters, ListParameters
-from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node

@@ -10,11 +10,11 @@ from typing import Any
 from franka_msgs.action import ErrorRecovery, Grasp, Move
 from franka_msgs.msg import FrankaRobotState, GraspEpsilon
 from geometry_msgs.msg import PoseStamped
+from molmoact_ros.actions import ActionClient
 from molmoact_ros.node import ManagedNode
 from molmoact_ros.polling import PolledSubscription
 from molmoact_ros.qos import qos_profile
 from molmoact_ros.stamps import to_nanoseconds
-from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.serialization import deserialize_message
 from rclpy.task import Future

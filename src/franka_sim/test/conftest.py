@@ -15,9 +15,9 @@ from franka_sim.scene import SceneConfig
 from geometry_msgs.msg import PoseStamped
 from molmoact_msgs.msg import SceneStatus
 from molmoact_msgs.srv import ResetScene
+from molmoact_ros.actions import ActionClient
 from molmoact_ros.qos import qos_profile
 from processes import Processes, TestProcess, wait_for
-from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import MultiThreadedExecutor

@@ -18,11 +18,11 @@ from molmoact_policy.embodiment import Embodiment
 from molmoact_policy.errors import CheckpointError, Interrupted, ReplyError
 from molmoact_policy.node import PolicyNode
 from molmoact_policy.policy import Prediction
+from molmoact_ros.actions import ActionClient
 from molmoact_ros.images import array_to_compressed, array_to_image, image_to_array
 from molmoact_ros.node import spin
 from molmoact_ros.qos import LATCHED
 from molmoact_ros.stamps import duration_from_seconds, from_nanoseconds, to_nanoseconds
-from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
