@@ -148,7 +148,8 @@ def test_soft_labels_teach_the_neighbours_of_the_right_bin(nano) -> None:
     answers = batch.targets * (batch.weights > 0)  # image tokens have no row in the head
     probabilities = F.one_hot(answers, logits.shape[-1]).double()
     vocabulary = processor.tokenizer.get_vocab()
-    for kind, texts, width in ((ACTION, SYMBOLS, 2.5), (TRACE, [str(number) for number in range(256)], 2.0)):
+    soft, numbers = preset.loss.soft_labels, [str(number) for number in range(256)]
+    for kind, texts, width in ((ACTION, SYMBOLS, soft.action), (TRACE, numbers, soft.trace)):
         ids = torch.tensor([vocabulary[text] for text in texts])
         for row, column in ((batch.kinds == kind) & (batch.weights > 0)).nonzero().tolist():
             right = (ids == batch.targets[row, column]).nonzero().item()

@@ -7,6 +7,7 @@ A camera belongs to the thread that first renders with it (its OpenGL context do
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 import mujoco
@@ -17,6 +18,9 @@ from franka_sim.errors import ConfigurationError
 from franka_sim.scene import SensorConfig
 
 MAXIMUM_GEOMS = 1000
+# Of all cameras. Mesa's software renderer (22.3) has threads that all contexts share. While two threads of ours drew,
+# it once read beyond the end of its list of what a scene uses, and the simulator was gone. One at a time: a precaution.
+_RENDERING = threading.Lock()
 OPTICAL_FROM_MUJOCO = np.diag([1.0, -1.0, -1.0])  # optical frames look along +z with y down (REP 103)
 
 
@@ -56,16 +60,18 @@ class RgbdCamera:
 
     def render(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
         """(colour uint8 [H, W, 3] RGB, depth float32 [H, W] m along the optical axis), both from one pass."""
-        self._draw(data)
-        colour, depth = self._buffers()
-        mujoco.mjr_readPixels(colour, depth, self._rectangle, self._context)
+        with _RENDERING:
+            self._draw(data)
+            colour, depth = self._buffers()
+            mujoco.mjr_readPixels(colour, depth, self._rectangle, self._context)
         return np.flipud(colour), self._to_metres(np.flipud(depth))
 
     def colour(self, data: mujoco.MjData) -> np.ndarray:
         """Colour alone, uint8 [H, W, 3] RGB."""
-        self._draw(data)
-        colour, _ = self._buffers()
-        mujoco.mjr_readPixels(colour, None, self._rectangle, self._context)
+        with _RENDERING:
+            self._draw(data)
+            colour, _ = self._buffers()
+            mujoco.mjr_readPixels(colour, None, self._rectangle, self._context)
         return np.ascontiguousarray(np.flipud(colour))
 
     def depth(self, data: mujoco.MjData) -> np.ndarray:
@@ -89,9 +95,10 @@ class RgbdCamera:
     def close(self) -> None:
         """Free the OpenGL context, in the thread that rendered; rendering again opens a new one."""
         if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
+            with _RENDERING:
+                self._gl.make_current()
+                self._context.free()
+                self._gl.free()
             self._gl = None
 
     def __enter__(self) -> RgbdCamera:

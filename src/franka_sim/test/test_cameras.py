@@ -1,5 +1,7 @@
+import threading
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 from franka_sim.cameras import DepthSensor, RgbdCamera
@@ -38,6 +40,34 @@ def test_depth_and_intrinsics_put_the_table_at_height_zero(
     assert heights.size > 0.4 * width * height
     assert abs(np.median(heights)) < 2e-4
     assert np.percentile(np.abs(heights), 95) < 1e-3
+
+
+def test_cameras_of_two_threads_never_draw_at_once(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, both = threading.Barrier(2), threading.Barrier(2)
+    draw = mujoco.mjr_render
+    alone = []
+
+    def draw_when_both_do(*arguments: object) -> None:
+        try:
+            both.wait(0.5)
+        except threading.BrokenBarrierError:
+            alone.append(True)
+        draw(*arguments)
+
+    def look(name: str) -> None:
+        data = simulation.copy_data()
+        with RgbdCamera(simulation.model, name, 64, 48) as camera:
+            camera.colour(data)
+            ready.wait()
+            monkeypatch.setattr(mujoco, "mjr_render", draw_when_both_do)
+            camera.colour(data)
+
+    threads = [threading.Thread(target=look, args=(name,)) for name in ("front", "wrist")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone == [True, True]
 
 
 def test_an_object_is_seen_where_its_position_projects_to_a_pixel(simulation: Simulation) -> None:
