@@ -39,7 +39,6 @@ from molmoact_training.presets import Augmentation, Preset
 from molmoact_training.sequences import pictures_of
 
 VALIDATION_FRAMES = 512
-DRAWN_SHARE = 0.25  # of the looks whose instruction would do as well
 TRACE_POINTS = 5
 POINT_SCALE = 4.0  # of a picture's width and height, so that coordinates have about unit variance
 LOG_EVERY, SAVE_EVERY = 100, 250  # steps
@@ -89,14 +88,18 @@ class Looks:
     points: NDArray[np.float32]
     instructions: NDArray[np.int64]
     steered: NDArray[np.bool_]
+    drawable: NDArray[np.bool_]
+    drawn_share: float
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
 
     @classmethod
-    def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor, preset: Preset) -> Looks:
+    def of(cls, dataset: AnnotatedDataset, processor: ImageProcessor, preset: Preset, drawn_share: float) -> Looks:
         _, numbers = np.unique(dataset.column("instruction"), return_inverse=True)
         steered = np.array(dataset.column("steered"))
-        drawable = np.array([len(traces[0]) > 2 for traces in dataset.column("traces")])  # more than one point, flat
+        drawable = np.array(
+            [len(traces[0]) > 2 for traces in dataset.column("traces")]
+        )  # coordinates of more than one point
         usable, for_validation = ~steered | drawable, held_out(dataset, preset)
         validation = np.random.default_rng(0).permutation(np.flatnonzero(usable & for_validation))
         return cls(
@@ -106,18 +109,25 @@ class Looks:
             points_of(dataset),
             numbers,
             steered,
+            drawable,
+            drawn_share,
             np.flatnonzero(usable & ~for_validation),
             validation[:VALIDATION_FRAMES],
         )
+
+    @property
+    def what_is_drawn(self) -> int:
+        """The number that stands for an instruction where the drawing says where to go."""
+        return int(self.instructions.max()) + 1
 
     def batch(
         self, chosen: NDArray[np.int64], augmentation: Augmentation | None, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """images [B, cameras, patches, values], instructions [B], targets [B, outputs] and points [B, n]."""
-        drawn = self.steered[chosen] | (rng.random(len(chosen)) < DRAWN_SHARE)
+        drawn = self.drawable[chosen] & (self.steered[chosen] | (rng.random(len(chosen)) < self.drawn_share))
         looks = zip(chosen.tolist(), drawn.tolist(), strict=True)
         images = np.stack([self._crops(index, shown, augmentation, rng) for index, shown in looks])
-        instructions = np.where(drawn, self.instructions.max() + 1, self.instructions[chosen])
+        instructions = np.where(drawn, self.what_is_drawn, self.instructions[chosen])
         return (
             torch.from_numpy(images),
             torch.from_numpy(instructions),
@@ -170,12 +180,14 @@ def pretrain(rank: int, processes: int, config: dict[str, Any], data: Path, chec
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=processes)
     settings, preset = config["vision"], Preset.from_file(config["preset"])
-    looks = Looks.of(AnnotatedDataset(data), ImageProcessor.from_pretrained(checkpoint), preset)
+    looks = Looks.of(
+        AnnotatedDataset(data), ImageProcessor.from_pretrained(checkpoint), preset, settings["drawn_share"]
+    )
     torch.manual_seed(0)
     model = MolmoActForActionReasoning.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     cameras = len(looks.dataset.embodiment.cameras)
     outputs, points = looks.targets.shape[1], looks.points.shape[1]
-    learned = VisionWithHead(model, cameras, looks.instructions.max() + 1, outputs, points)
+    learned = VisionWithHead(model, cameras, looks.what_is_drawn, outputs, points)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in model.vision_backbone.parameters():
@@ -215,7 +227,7 @@ def validate(learned: VisionWithHead, looks: Looks) -> dict[str, float]:
     images, instructions, targets, points = looks.batch(looks.validation, None, np.random.default_rng(0))
     told, pointed = learned(images, instructions)
     errors = (told - targets) ** 2
-    drawn = instructions == instructions.max()
+    drawn = instructions == looks.what_is_drawn
     off = _pointing_errors(pointed, points).abs().median().item() * 255 / POINT_SCALE
     return {
         "trace": errors[~drawn, : 2 * TRACE_POINTS].mean().item(),

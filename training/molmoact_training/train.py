@@ -49,7 +49,10 @@ FREE = ("name", "data", "checkpoints")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code, see GOOD, BAD and USAGE."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes}: expected at least 1")
     if options.processes > 1 and "WORLD_SIZE" not in os.environ:
         return _launch(options.processes, arguments)
     try:

@@ -127,6 +127,12 @@ def test_one_process_of_this_machine_is_this_one(monkeypatch, tmp_path, checkpoi
     assert train.main([*arguments(checkpoint, data, tmp_path), "--processes", "1", "--dry-run"]) == train.GOOD
 
 
+def test_no_process_at_all_is_refused(capsys, tmp_path, checkpoint, data) -> None:
+    with pytest.raises(SystemExit):
+        train.main([*arguments(checkpoint, data, tmp_path), "--processes", "0"])
+    assert "--processes 0: expected at least 1" in capsys.readouterr().err
+
+
 def test_another_run_does_not_go_on_in_its_place(capsys, checkpoint, data, finished) -> None:
     changed = arguments(checkpoint, data, finished, loss__z_loss=0.5, ema=None)
     assert train.main(changed) == train.USAGE
