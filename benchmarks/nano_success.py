@@ -49,7 +49,7 @@ REWORDED = {
 CAMPAIGNS = ("instruction", "reworded", "trace", "words_only")
 EXECUTE_ROWS = 4  # config/policy.yaml
 SETTLE_TIME_S = 0.2
-THINKING_TIME_S = 0.65  # median of the whole graph on two cores: the hand closes meanwhile
+THINKING_TIME_S = 0.18  # median of the whole graph on two cores: the hand closes meanwhile
 TIME_LIMIT_S = 60.0  # as `molmoact demo`
 BAD_REPLIES = 3  # in a row end an episode, as they end the node's task
 

@@ -24,22 +24,32 @@ finish() { touch "$work/$1.finished"; }
 mkdir -p "$work"
 [ -e "$work/untrained/config.json" ] ||
     python -m molmoact_training.nano_checkpoint --config "$config" --out "$work/untrained"
-python -m molmoact_training.posed_demonstrations --config "$config" --scene "$scene" \
-    --checkpoint "$work/untrained" --vqvae "$work/depth_vqvae" --out "$work/posed"
+pose() { # NAME [OPTIONS]
+    python -m molmoact_training.posed_demonstrations --config "$config" --scene "$scene" \
+        --checkpoint "$work/untrained" --vqvae "$work/depth_vqvae" --out "$work/$1" "${@:2}"
+}
+pose posed
 finished vision || {
     python -m molmoact_training.pretrain_vision --config "$config" --data "$work/posed" \
         --checkpoint "$work/untrained" --out "$work/vision"
     finish vision
 }
-stage() { # PRESET RUN MERGED FROM [OPTIONS of merge], on posed scenes
-    [ -e "$work/$3" ] && return
-    molmoact train "$root/config/training/$1.yaml" --data "$work/posed" --checkpoint "$work/$4" --out "$work/$2" --processes 2
-    molmoact merge "$work/$2" "${@:5}" --out "$work/$3"
+stage() { # PRESET DATA RUN MERGED FROM [OPTIONS of merge]
+    [ -e "$work/$4" ] && return
+    molmoact train "$root/config/training/$1.yaml" --data "$work/$2" --checkpoint "$work/$5" --out "$work/$3" --processes 2
+    molmoact merge "$work/$3" "${@:6}" --out "$work/$4"
 }
-stage nano-pointing pointing pointed vision
-stage nano-tracing tracing traced pointed
-stage nano-acting acting acted traced
-stage nano pretraining pretrained acted --depth-vqvae "$work/depth_vqvae"
+stage nano-pointing posed pointing pointed vision
+stage nano-tracing posed tracing traced pointed
+stage nano-acting posed acting acted traced
+stage nano posed pretraining pretrained acted --depth-vqvae "$work/depth_vqvae"
+
+# Mid-training, on more of what comes after an object is reached
+pose handling --section handling
+# One meaning of the bins for all of nano's data: that of the scenes it is pre-trained on.
+statistics=$work/posed/dataset_statistics.json
+cp "$statistics" "$work/handling/"
+stage nano-midtrain handling midtraining midtrained pretrained --depth-vqvae "$work/depth_vqvae"
 
 # Demonstrations, recorded through teleoperation and the recorder
 [ -e "$work/front.yaml" ] || python -m molmoact_training.simulator_calibration --scene "$scene" --out "$work/front.yaml"
@@ -51,8 +61,7 @@ record() { # NAME SEED none|all
         --rate 10 --gripper command
     molmoact annotate "$work/exported/$1" --out "$work/$1" --depth camera --recordings "$work/episodes/$1" \
         --vqvae "$work/depth_vqvae" --trace projection --calibration "$work/front.yaml" --allow-constant
-    # One meaning of the bins for all of nano's data: that of the scenes it is pre-trained on.
-    cp "$work/posed/dataset_statistics.json" "$work/$1/"
+    cp "$statistics" "$work/$1/"
     rm -rf "$work/episodes/$1" # raw depth, 100 MB each
     finish "$1"
 }
@@ -61,8 +70,8 @@ record wandering "$wandering_seed" all
 
 # Post-training
 [ -e "$work/checkpoint" ] || {
-    molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/pretrained" --out "$work/posttraining" \
-        --data posed="$work/posed" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
+    molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/midtrained" --out "$work/posttraining" \
+        --data handling="$work/handling" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
     molmoact merge "$work/posttraining" --dtype bfloat16 --out "$work/checkpoint"
 }
 echo "trained: $work/checkpoint (try it: molmoact demo --checkpoint $work/checkpoint)"

@@ -31,6 +31,7 @@ from franka_sim.cameras import RgbdCamera
 from franka_sim.errors import FrankaSimError
 from franka_sim.operator import CLOSED, SceneView, ScriptedOperator, Step, WanderingOperator
 from franka_sim.posing import PosedScene
+from franka_sim.rotations import TOOL_DOWN
 from franka_sim.scene import SceneConfig
 from franka_sim.simulation import Simulation
 from franka_sim.tasks import SIDES, TaskSpec
@@ -57,6 +58,8 @@ POINTED_AT = ("_cube", "_plate")
 DEPTH_PICTURE_SIZE = 160  # pixels: what a few thousand of them leave of the memory
 LOWEST_TCP_M = 0.008  # above the table, whatever the noise says
 MOVED_M = 1e-3
+HAND_CLEAR_M = 0.06  # above the table: the fingertips of a hand that high are above every cube
+BESIDE_M = 0.06  # sideways from a cube's middle, within which a lower hand would touch it
 PLAN_STEPS = 200  # longer than any episode's plan
 STRAIGHT, OTHER_CUBE, WANDERING = "straight", "other_cube", "wandering"
 EPISODE_STREAM, TASK_STREAM = 1, 2  # of the seed that also lays out the scene
@@ -108,11 +111,12 @@ class PosedDemonstrations:
         self, seed: int, instruction: str, task: str, wandering: bool, rng: np.random.Generator
     ) -> Iterator[Look]:
         config = self.config
-        operator = ScriptedOperator(TaskSpec.parse(task, self.scene), self.scene)
+        spec = TaskSpec.parse(task, self.scene)
+        operator = ScriptedOperator(spec, self.scene)
         planner = WanderingOperator(operator, seed) if wandering else operator
         steered = wandering or task_instruction(task, self.scene) != instruction
         asked_otherwise = None if steered else _asked_otherwise(task, self.scene)
-        view = start = self._start(SceneView.from_simulation(self.sim), rng)
+        view = start = self._start(SceneView.from_simulation(self.sim), spec, rng)
         drawn = self._look(view, planner, operator, None).frame.traces if steered else None
         for first in range(0, config["steps_limit"], config["rows_executed"]):
             if operator.done(view):
@@ -170,15 +174,39 @@ class PosedDemonstrations:
             if name.endswith(POINTED_AT) and 0.0 <= x <= 255.0 and 0.0 <= y <= 255.0:
                 yield Point(name.replace("_", " "), image, round(x), round(y))
 
-    def _start(self, view: SceneView, rng: np.random.Generator) -> SceneView:
-        """Home, or somewhere else over the table."""
+    def _start(self, view: SceneView, task: TaskSpec, rng: np.random.Generator) -> SceneView:
+        """Home, somewhere else over the table, or at the objects, in the midst of the task."""
         config = self.config
         if rng.random() >= config["start_probability"]:
             return view
-        spread = np.asarray(config["start_spread"])
         turn = Rotation.from_rotvec([0.0, 0.0, rng.normal(0.0, config["start_yaw"])]).as_matrix()
-        position = np.asarray(config["start_centre"]) + rng.uniform(-spread, spread)
-        return replace(view, position=position, rotation=turn @ view.rotation)
+        view = replace(view, rotation=turn @ view.rotation)
+        if rng.random() < config["start_at_objects"]["share"]:
+            return self._at_objects(view, task, rng)
+        spread = np.asarray(config["start_spread"])
+        return replace(view, position=np.asarray(config["start_centre"]) + rng.uniform(-spread, spread))
+
+    def _at_objects(self, view: SceneView, task: TaskSpec, rng: np.random.Generator) -> SceneView:
+        """The tool around the plate with the cube in its hand, when that is to be placed; or around the cube, the hand
+        open or (most often when it is to be pushed) closed.
+        """
+        settings = self.config["start_at_objects"]
+        held = task.kind == "place" and rng.random() < settings["held"]
+        middle = view.objects[task.plate_name if held else task.cube_name][0]
+        low, high = settings["height"]
+        while True:
+            around = middle[:2] + rng.uniform(-settings["spread"], settings["spread"], 2)
+            position = np.array([*around, rng.uniform(low, high)])
+            if held or position[2] > HAND_CLEAR_M or not _beside_a_cube(view, position):
+                break
+        width = 0.0 if rng.random() < settings["closed"][task.kind] else view.gripper_width
+        if not held:
+            return replace(view, position=position, gripper_width=width)
+        cube = self.scene.objects.cubes.size
+        slipped = rng.uniform(-settings["slip"], settings["slip"], 3)
+        pose = (position + slipped, view.rotation @ TOOL_DOWN)
+        objects = {**view.objects, task.cube_name: pose}
+        return replace(view, position=position, gripper_width=cube, objects=objects)
 
     def _perturbed(
         self, steps: list[Step], view: SceneView, operator: ScriptedOperator, rng: np.random.Generator
@@ -206,6 +234,12 @@ def task_instruction(task: str, scene: SceneConfig) -> str:
 def _alike(view: SceneView, other: SceneView) -> bool:
     """Whether every object still stands where it stood."""
     return all(np.allclose(view.objects[name][0], other.objects[name][0], atol=MOVED_M) for name in view.objects)
+
+
+def _beside_a_cube(view: SceneView, position: NDArray[np.float64]) -> bool:
+    """Whether a hand that low would be in a cube."""
+    cubes = [cube for name, (cube, _) in view.objects.items() if name.endswith("_cube")]
+    return any(np.linalg.norm(cube[:2] - position[:2]) < BESIDE_M for cube in cubes)
 
 
 def _numbered(look: Look, episode: int, number: int, instruction: str, steered: bool) -> Look:
@@ -314,8 +348,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="untrained checkpoint: its embodiment")
     parser.add_argument("--vqvae", type=Path, required=True, help="the depth VQVAE; trained first if it is not there")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--section", help="of the config: what replaces settings of `demonstrations`")
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text())
+    if arguments.section:
+        config["demonstrations"] |= config[arguments.section]
     if not (arguments.vqvae / WEIGHTS_FILE).exists():
         pictures = posed_pictures(config, arguments.scene, arguments.checkpoint)
         train_vqvae(pictures, VQVAESettings.from_dict(config["depth_vqvae"]), arguments.vqvae)

@@ -34,6 +34,20 @@ def pushing(tmp_path_factory) -> list[Look]:
     return looks_of(tmp_path_factory, tasks={"push": 1.0}, steered={"other_cube": 0.0, "wandering": 0.0})
 
 
+def looks_at_objects(tmp_path_factory, task: str, **changes) -> list[Look]:
+    """The first looks of episodes that start in the midst of a task."""
+    at_objects = CONFIG["start_at_objects"] | {"share": 1.0} | changes
+    looks = looks_of(
+        tmp_path_factory,
+        tasks={task: 1.0},
+        steered={"other_cube": 0.0, "wandering": 0.0},
+        keep_fraction={"early": 1.0, "late": 0.0},
+        start_probability=1.0,
+        start_at_objects=at_objects,
+    )
+    return [look for look in looks if look.frame.frame == 0]
+
+
 @pytest.fixture(scope="module")
 def to_the_other_cube(tmp_path_factory) -> list[Look]:
     return looks_of(tmp_path_factory, tasks={"pick": 1.0}, steered={"other_cube": 1.0, "wandering": 0.0})
@@ -106,6 +120,26 @@ def test_some_steered_frames_show_the_trace_as_it_was_drawn_at_the_start(to_the_
     first = [look.frame for look in to_the_other_cube if look.frame.episode == 100000]
     same = [np.array_equal(frame.traces[0], first[0].traces[0]) for frame in first[1:]]
     assert any(same) and not all(same)
+
+
+def test_placing_may_start_with_the_cube_in_the_hand(tmp_path_factory):
+    for look in looks_at_objects(tmp_path_factory, "place", held=1.0):
+        gripper = look.frame.actions[:, 6]
+        assert gripper[0] == 0.0  # it holds on to the cube
+        (tool, _) = look.frame.traces[0][:2]
+        colour = look.frame.instruction.split()[2]
+        assert np.linalg.norm(colour_centre(look, colour) - tool) < 40  # the cube is at the tool, or its plate is below
+
+
+def test_pushing_may_start_beside_the_cube_with_the_hand_closed(tmp_path_factory):
+    looks = looks_at_objects(tmp_path_factory, "push", closed={"push": 1.0})
+    assert looks
+    for look in looks:
+        assert np.all(look.frame.actions[:, 6] == 0.0)
+        tool = look.frame.traces[0][0]
+        colour = look.frame.instruction.split()[2]
+        cube = next(p for p in look.frame.points if p.object == f"{colour} cube" and p.image == 0)
+        assert np.linalg.norm(np.array([cube.x, cube.y]) - tool) < 80  # within the spread, seen from the front
 
 
 def test_an_episode_is_the_same_again(straight, tmp_path_factory):
