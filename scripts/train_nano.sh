@@ -48,7 +48,8 @@ stage nano posed pretraining pretrained acted --depth-vqvae "$work/depth_vqvae"
 pose handling --section handling
 # One meaning of the bins for all of nano's data: that of the scenes it is pre-trained on.
 statistics=$work/posed/dataset_statistics.json
-cp "$statistics" "$work/handling/"
+pose steering --section steering # for post-training
+for set in handling steering; do cp "$statistics" "$work/$set/"; done
 stage nano-midtrain handling midtraining midtrained pretrained --depth-vqvae "$work/depth_vqvae"
 
 # Demonstrations, recorded through teleoperation and the recorder
@@ -71,7 +72,8 @@ record wandering "$wandering_seed" all
 # Post-training
 [ -e "$work/checkpoint" ] || {
     molmoact train "$root/config/training/nano-posttrain.yaml" --checkpoint "$work/midtrained" --out "$work/posttraining" \
-        --data handling="$work/handling" --data straight="$work/straight" --data wandering="$work/wandering" --processes 2
+        --data straight="$work/straight" --data wandering="$work/wandering" \
+        --data handling="$work/handling" --data steering="$work/steering" --processes 2
     molmoact merge "$work/posttraining" --dtype bfloat16 --out "$work/checkpoint"
 }
 echo "trained: $work/checkpoint (try it: molmoact demo --checkpoint $work/checkpoint)"

@@ -181,7 +181,7 @@ class PosedDemonstrations:
             return view
         turn = Rotation.from_rotvec([0.0, 0.0, rng.normal(0.0, config["start_yaw"])]).as_matrix()
         view = replace(view, rotation=turn @ view.rotation)
-        if rng.random() < config["start_at_objects"]["share"]:
+        if rng.random() < config["start_at_objects"]:
             return self._at_objects(view, task, rng)
         spread = np.asarray(config["start_spread"])
         return replace(view, position=np.asarray(config["start_centre"]) + rng.uniform(-spread, spread))
@@ -190,7 +190,7 @@ class PosedDemonstrations:
         """The tool around the plate with the cube in its hand, when that is to be placed; or around the cube, the hand
         open or (most often when it is to be pushed) closed.
         """
-        settings = self.config["start_at_objects"]
+        settings = self.config["at_objects"]
         held = task.kind == "place" and rng.random() < settings["held"]
         middle = view.objects[task.plate_name if held else task.cube_name][0]
         low, high = settings["height"]

@@ -36,14 +36,14 @@ def pushing(tmp_path_factory) -> list[Look]:
 
 def looks_at_objects(tmp_path_factory, task: str, **changes) -> list[Look]:
     """The first looks of episodes that start in the midst of a task."""
-    at_objects = CONFIG["start_at_objects"] | {"share": 1.0} | changes
     looks = looks_of(
         tmp_path_factory,
         tasks={task: 1.0},
         steered={"other_cube": 0.0, "wandering": 0.0},
         keep_fraction={"early": 1.0, "late": 0.0},
         start_probability=1.0,
-        start_at_objects=at_objects,
+        start_at_objects=1.0,
+        at_objects=CONFIG["at_objects"] | changes,
     )
     return [look for look in looks if look.frame.frame == 0]
 
